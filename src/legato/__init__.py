@@ -1,0 +1,35 @@
+"""legato: training objectives that are smooth, calibrated and stable, each with its evidence.
+
+The names below are loaded when they are first used, so that `import legato` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "compare": "legato.studies.compare",
+    "comp_sum_loss": "legato.losses",
+    "CompSumLoss": "legato.losses",
+    "focal_loss": "legato.losses",
+    "fit": "legato.training",
+    "load": "legato.data",
+}
+__all__ = ["CompSumLoss", "__version__", "comp_sum_loss", "compare", "fit", "focal_loss", "load"]
+
+if TYPE_CHECKING:
+    from legato.data import load
+    from legato.losses import CompSumLoss, comp_sum_loss, focal_loss
+    from legato.studies.compare import compare
+    from legato.training import fit
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'legato' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
