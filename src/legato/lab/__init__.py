@@ -1,0 +1,1 @@
+"""Grid of trials -> results -> verdicts -> page. Knows no method."""

@@ -1,0 +1,6 @@
+"""Logits and labels -> numbers. Everything is computed in float64 on the CPU."""
+
+from legato.metrics.accuracy import confusion, error_rate
+from legato.metrics.calibration import expected_calibration_error, fit_temperature, nll, reliability
+
+__all__ = ["confusion", "error_rate", "expected_calibration_error", "fit_temperature", "nll", "reliability"]

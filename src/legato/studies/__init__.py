@@ -1,0 +1,1 @@
+"""Ties the rooms together: the user's own comparison, and each paper's claim put to the test."""

@@ -1,0 +1,178 @@
+"""From the records of a comparison to its rows and its verdict in words. Everything here can be computed again from the store."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from legato.lab import statistics
+from legato.lab.statistics import Comparison, Estimate
+from legato.studies import objectives
+from legato.studies.classify import TrialConfig
+from legato.studies.plan import Plan, Rates, Results
+
+ReadArrays = Callable[[TrialConfig], dict[str, NDArray[np.generic]]]
+
+
+@dataclass(frozen=True)
+class ArmRow:
+    """All numbers of one objective at one level of label noise. Shares are of one, not percent."""
+
+    arm: str
+    noise: float
+    learning_rate: float
+    tried: int
+    """Learning rates tried; 0 when the rate was chosen earlier on other seeds."""
+    diverged: int
+    accuracy: Estimate
+    difference: Comparison | None
+    """Accuracy minus the baseline's, paired over seeds; None for the baseline."""
+    over_items: Estimate | None
+    """The same difference with seeds and test items drawn again."""
+    nll_scaled: Estimate
+    """Against labels with the noise of training, as the temperature was fitted on such."""
+    ece_raw: Estimate
+    ece_scaled: Estimate
+    ece_true: Estimate
+    """Raw, against the true labels."""
+    sensitivity: Estimate | None
+    """Mean over the grid of (validation error, clipped at a guess) minus the best; None where nothing was tuned here."""
+    sensitivity_nll: Estimate | None
+    step_ratio: tuple[float, float, float] | None
+    """Time of a step over the baseline's: median, low, high."""
+
+    @property
+    def label(self) -> str:
+        """The objective for people."""
+        return objectives.parse(self.arm).label
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The rows of a comparison, baseline first, by level of label noise."""
+
+    plan: Plan
+    rates: Rates
+    rows: tuple[ArmRow, ...]
+
+    def at(self, noise: float) -> tuple[ArmRow, ...]:
+        """The rows of one level of label noise."""
+        return tuple(row for row in self.rows if row.noise == noise)
+
+    def winner(self, noise: float) -> ArmRow:
+        """The arm that beats the baseline by most; the baseline itself when none is sure to beat it."""
+        baseline, *others = self.at(noise)
+        better = [row for row in others if row.difference and row.difference.verdict == "shows"]
+        return max(better, key=lambda row: row.accuracy.mean, default=baseline)
+
+
+def summarise(plan: Plan, results: Results, arrays: ReadArrays) -> Summary:
+    """Rows in the order of noise levels and arms."""
+    rates = plan.choose(results)
+    rows = [row for noise in plan.label_noise for row in _rows(plan, results, arrays, rates, noise)]
+    return Summary(plan, rates, tuple(rows))
+
+
+def _rows(plan: Plan, results: Results, arrays: ReadArrays, rates: Rates, noise: float) -> list[ArmRow]:
+    readings = {
+        arm: [plan.trial(noise, arm, rates[noise, arm], s, reads_test=True) for s in plan.seeds] for arm in plan.arms
+    }
+    accuracy = {arm: 1 - _column(results, configs, "test_error") for arm, configs in readings.items()}
+    others = {arm: accuracy[arm] for arm in plan.arms[1:]}
+    compared = {row.arm: row for row in statistics.compare_arms(accuracy[plan.baseline], others)} if others else {}
+    correct = {arm: _correct(arrays, configs) for arm, configs in readings.items()}
+    ratio = results[plan.cost()]["ratio"] if plan.cost() in results else {}
+    return [
+        ArmRow(
+            arm=arm,
+            noise=noise,
+            learning_rate=rates[noise, arm],
+            tried=0 if plan.fixed_rates else len(plan.learning_rates),
+            diverged=sum(results[c]["diverged"] is not None for c in (*_tuning(plan, noise, arm), *configs)),
+            accuracy=statistics.t_interval(accuracy[arm]),
+            difference=compared.get(arm),
+            over_items=statistics.two_way_bootstrap(correct[arm] - correct[plan.baseline]) if arm in compared else None,
+            nll_scaled=statistics.t_interval(_column(results, configs, "noisy_test_nll_scaled")),
+            ece_raw=statistics.t_interval(_column(results, configs, "noisy_test_ece")),
+            ece_scaled=statistics.t_interval(_column(results, configs, "noisy_test_ece_scaled")),
+            ece_true=statistics.t_interval(_column(results, configs, "test_ece")),
+            sensitivity=_sensitivity(plan, results, noise, arm, "validation_error"),
+            sensitivity_nll=_sensitivity(plan, results, noise, arm, "validation_nll_scaled"),
+            step_ratio=tuple(ratio[arm]) if arm in ratio else None,
+        )
+        for arm, configs in readings.items()
+    ]
+
+
+def _column(results: Results, configs: Sequence[TrialConfig], key: str) -> NDArray[np.float64]:
+    return np.array([results[config][key] for config in configs], dtype=np.float64)
+
+
+def _correct(arrays: ReadArrays, configs: Sequence[TrialConfig]) -> NDArray[np.float64]:
+    """[S, N]: 1 where the prediction is the true label."""
+    tables = [arrays(config) for config in configs]
+    return np.stack([(t["prediction"] == t["true"]).astype(np.float64) for t in tables])
+
+
+def _tuning(plan: Plan, noise: float, arm: str) -> list[TrialConfig]:
+    return [c for c in plan.grid() if c.label_noise == noise and c.objective == arm]
+
+
+def _sensitivity(plan: Plan, results: Results, noise: float, arm: str, key: str) -> Estimate | None:
+    """Learning-rate sensitivity, one number a seed: mean over rates of min(value, value of a guess) - the best value."""
+    if plan.fixed_rates or len(plan.learning_rates) < 2:
+        return None
+    values = np.array([[results[plan.trial(noise, arm, r, s)][key] for r in plan.learning_rates] for s in plan.seeds])
+    guess = np.array([[results[plan.trial(noise, arm, plan.learning_rates[0], s)][f"guess_{key}"]] for s in plan.seeds])
+    clipped = np.minimum(values, guess)
+    return statistics.t_interval((clipped - clipped.min(axis=1, keepdims=True)).mean(axis=1))
+
+
+def verdict(summary: Summary, name: str) -> str:
+    """One paragraph. Its first sentence gives the result at every level of label noise, whichever way it came out."""
+    plan = summary.plan
+    clauses = [f"{condition(noise)} {_outcome(summary, noise)}" for noise in plan.label_noise]
+    first = "; ".join(clauses)
+    tuned = (
+        "learning rates as chosen before on other seeds"
+        if plan.fixed_rates
+        else f"each objective at the best of {len(plan.learning_rates)} learning rates by validation {plan.select_by}"
+    )
+    how = f"{name}, {plan.setting.model}, {len(plan.seeds)} seeds, {tuned}; intervals are 95%, corrected for {max(1, len(plan.arms) - 1)} comparisons."
+    return " ".join(
+        [
+            first[0].upper() + first[1:] + ".",
+            f"Measured on {how}",
+            *(f"{note[0].upper()}{note[1:]}." for note in plan.notes),
+        ]
+    )
+
+
+def condition(noise: float) -> str:
+    """The words for a level of label noise."""
+    return f"with {noise:.0%} of the training labels corrupted" if noise else "on the labels as they are"
+
+
+def _outcome(summary: Summary, noise: float) -> str:
+    baseline, *others = summary.at(noise)
+    if not others:
+        return f"{baseline.label} reaches {baseline.accuracy.text(100, 1)} % accuracy"
+    better = [row for row in others if row.difference and row.difference.difference.low > 0]
+    worse = [row for row in others if row.difference and row.difference.difference.high < 0]
+    parts = [f"{row.label} beats {baseline.label} by {_points(row)}" for row in better]
+    parts += [f"{row.label} loses to {baseline.label} by {_points(row, -1)}" for row in worse]
+    undecided = [row for row in others if row not in better and row not in worse]
+    if undecided and not parts:
+        listed = ", ".join(f"{row.label} {_points(row, signed=True)}" for row in undecided)
+        return f"no difference to {baseline.label} can be told from chance ({listed})"
+    if undecided:
+        parts.append("the rest is undecided" if len(undecided) == 1 else "the rest are undecided")
+    return ", ".join(parts)
+
+
+def _points(row: ArmRow, sign: int = 1, signed: bool = False) -> str:
+    assert row.difference is not None  # only called for arms that were compared
+    d = row.difference.difference
+    mean, low, high = 100 * sign * d.mean, *sorted((100 * sign * d.low, 100 * sign * d.high))
+    return f"{mean:{'+' if signed else ''}.1f} points [{low:.1f}, {high:.1f}]"
