@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -57,4 +57,30 @@ class Objectives:
         listings.objectives()
 
 
-TABLE: Mapping[str, Callable[..., Any]] = {"compare": Compare, "page": Page, "data": Data, "objectives": Objectives}
+@dataclass(frozen=True)
+class Study:
+    """Put a paper's claims to the test. The form `confirm` gives the verdicts; `full` tunes, `smoke` only sees that all runs."""
+
+    name: tyro.conf.Positional[str]
+    """comp-sum."""
+    form: Literal["smoke", "full", "confirm"] = "confirm"
+    """smoke: seconds; full: tunes on validation data; confirm: committed rates, fresh seeds, the test set."""
+    workers: int | None = None
+    """Processes that train side by side; default: the number of cores."""
+    out: Path | None = None
+    """Folder of the run. Default: runs/study-NAME-FORM."""
+
+    def run(self) -> None:
+        """Print the verdicts and where the page is."""
+        from legato.cli import study
+
+        study.run(self.name, self.form, self.workers, self.out)
+
+
+TABLE: Mapping[str, Callable[..., Any]] = {
+    "compare": Compare,
+    "study": Study,
+    "page": Page,
+    "data": Data,
+    "objectives": Objectives,
+}

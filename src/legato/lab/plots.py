@@ -89,10 +89,7 @@ def lines(
     alt: str,
     caption: str = "",
 ) -> Figure:
-    """Small multiples, one a panel, with the same axes; each line is named at its right end."""
-    every = [line for panel in panels.values() for line in panel]
-    low, high = min(float(np.nanmin(line.low)) for line in every), max(float(np.nanmax(line.high)) for line in every)
-    margin = 0.05 * (high - low or 1.0)
+    """Small multiples, one a panel, each with its own scale; every line is named at its right end."""
 
     def paint(width: int) -> Any:
         across = len(panels) if width > 500 else 1
@@ -104,6 +101,8 @@ def lines(
         for place, (title, panel) in enumerate(panels.items()):
             left, top = (place % across) * cell, (place // across) * tall
             axes = box(page, left + 40, top + 30, cell - 40 - label_space, tall - 82)
+            low, high = min(float(line.mean.min()) for line in panel), max(float(line.mean.max()) for line in panel)
+            margin = 0.12 * (high - low or 1.0)  # the bands may reach beyond: the means are what is compared
             axes.set_ylim(low - margin, high + margin)
             if logarithmic:
                 axes.set_xscale("log")
@@ -168,7 +167,7 @@ def reliability(
             axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
             axes.plot([0, 1], [0, 1], color=INK, alpha=0.3, linewidth=1)
             axes.plot(confidence, accuracy, "o-", color=colours[arm], markersize=3.5, linewidth=1.6)
-            text.text(left + 4, top + 16, words(title, 30), fontsize=drawing.SMALL, color=colours[arm])
+            text.text(left + 4, top + 16, words(title, 26), fontsize=drawing.SMALL, color=colours[arm])
             mute_ticks(axes)
         return page
 

@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from legato.lab import environment
 from legato.lab.runner import Study
 from legato.lab.runner import run as run_study
 from legato.lab.store import Store
-from legato.lab.trial import Outcome
+from legato.lab.trial import Outcome, Record
 from legato.studies import classify, cost, examples
 from legato.studies.classify import Factory, Source, TrialConfig
 from legato.studies.config import CompareConfig
@@ -76,14 +76,24 @@ def compare(
 def run(config: CompareConfig, factory: Factory | None = None) -> Result:
     """Finish all trials of `config` and open the result."""
     source, splits = load(config)
-    plan = make_plan(config, splits, source, factory)
+    return finish(config, make_plan(config, splits, source, factory), source, splits, factory)
+
+
+def finish(config: CompareConfig, plan: Plan, source: Source, splits: Splits, factory: Factory | None = None) -> Result:
+    """Finish all trials of a plan, and open the result from the store."""
     store = Store(folder_of(config), STUDY, SCHEMA)
     store.write_config(description(config, plan, splits))
-    trial = partial(run_trial, source=source, factory=factory, models=store.folder / "models")
-    run_study(Study(trial, partial(next_trials, [plan])), store, workers=workers_of(config), backend=config.backend)
+    train(config, plan, store, partial(run_trial, source=source, factory=factory, models=store.folder / "models"))
     result = open_result(store.folder)
     examples.save(result, splits)
     return result
+
+
+def train(config: CompareConfig, plan: Plan, store: Store, trial: Callable[[Any, Path], Outcome]) -> list[Record]:
+    """Hand the trials of a plan to the runner, as many workers as the config says."""
+    return run_study(
+        Study(trial, partial(next_trials, [plan])), store, workers=workers_of(config), backend=config.backend
+    )
 
 
 def run_trial(config: AnyConfig, folder: Path, *, source: Source, factory: Factory | None, models: Path) -> Outcome:

@@ -129,8 +129,8 @@ class ObjectiveSpec:
 
     @property
     def label(self) -> str:
-        """`comp-sum tau=1.7 + ema decay=0.99`."""
-        return str(self).replace("+", " + ").replace(":", " ").replace(",", " ")
+        """`comp-sum tau=1.7 + ema decay=0.99`, `label-smoothing 0.1`."""
+        return str(self).replace("+", " + ").replace(":", " ").replace(",", " ").replace("amount=", "")
 
     @property
     def python(self) -> str:
