@@ -22,7 +22,7 @@ def test_public_names_exist():
         assert getattr(legato, name)
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md"], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")], ids=lambda p: p.name)
 def test_code_blocks_of_the_documents_run(path):
     blocks = re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
     assert blocks
