@@ -163,7 +163,7 @@ def test_a_plan_survives_the_store(result):
         ({"device": "cuda:99"}, "device"),
         ({"data": "digitz"}, "Did you mean 'digits'"),
         ({"model": "mpl"}, "Did you mean 'mlp'"),
-        ({"model": "nowhere:net"}, "import path"),
+        ({"model": "nowhere:net"}, "nowhere"),
     ],
 )
 def test_bad_input_is_named_before_anything_is_trained(tmp_path, change, words):

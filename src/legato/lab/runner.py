@@ -4,167 +4,145 @@ Processes share a folder: whoever holds a trial's lock does it. Any of them may 
 """
 
 import shutil
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from pickle import PicklingError
+from typing import Any, Literal, TypeAlias
 
 from legato import errors
-from legato.lab.files import write
+from legato.lab.files import DISK_FULL, refused, write
+from legato.lab.progress import Monitor
 from legato.lab.store import Store
 from legato.lab.trial import Outcome, Record
+from legato.lab.workers import Pool, one_thread, open_pool
 
 POLL_SECONDS = 0.2
+"""How often to look again for trials that only other processes are doing."""
+
+Trial: TypeAlias = Callable[[Any, Path], Outcome]
 
 
 @dataclass(frozen=True)
 class Study:
-    """A measurement: `trial` does one config in a scratch folder; `trials` names all configs that the records so far allow."""
+    """A measurement.
 
-    trial: Callable[[Any, Path], Outcome]
+    `trial(config, folder)` does one trial. The folder is its scratch: it is still there when the same trial starts again after a
+    kill, and gone when the trial is over. `trials(records)` names all configs that the records so far allow; it is asked again
+    until everything it names is done. With more than one worker, `trial` and the configs must be picklable.
+    """
+
+    trial: Trial
     trials: Callable[[Sequence[Record]], Sequence[Any]]
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """What became of one trial; `problem` is the last line of the traceback of one that failed."""
+
+    state: Literal["done", "busy", "failed"]
+    problem: str = ""
+
+
 def run(study: Study, store: Store, *, workers: int = 1, backend: str = "loky", progress: bool = True) -> list[Record]:
-    """Finish a study and return its records.
+    """Finish a study and return the records of all trials that it asked for, by key.
 
     Args:
-        workers: processes side by side; each computes with one thread, since the number of threads changes results.
-        backend: "loky" for this machine, "ray" for a Ray cluster.
-        progress: show trials done, rate and time left on the terminal.
+        workers: processes side by side; 1 stays in this process. A trial has one thread, since their number changes results.
+        backend: "loky" for this machine; "ray" for the cluster that RAY_ADDRESS names, or a local one. All of its machines must
+            see the folder of the store under the same path.
+        progress: say on stderr how many trials are done, at which rate, and how long it is going to take.
     Raises:
-        LegatoError: what a trial found wrong with the user's input, a full disk, or TrialError when trials failed for another
-            reason. Whatever was finished is kept.
+        LegatoError: at once, when a trial found fault with the user's input, or when the disk is full (StoreError).
+        TrialError: at the end, when trials failed for another reason; at once, when a worker process died.
+        KeyboardInterrupt: after the workers were stopped.
+        In all cases finished trials are kept, and the same call does the rest.
     """
-    store.create()
-    while True:
-        configs = study.trials(store.records())
-        todo = [config for config in configs if not store.has(config)]
-        if not todo:
-            return store.records()
-        with _progress(store, configs) if progress else nullcontext():
-            done = _wave(study, store, todo, workers, backend)
-        _raise_failures(store, todo)
-        if not any(done):
-            time.sleep(POLL_SECONDS)  # another process holds all that is left
+    if workers < 1:
+        raise errors.argument("workers", expected="a whole number >= 1", got=workers)
+    shared = Store(store.folder.absolute(), store.study, store.schema)  # a worker may live in another folder
+    shared.create()
+    with Monitor(store, shown=progress) as monitor:
+        try:
+            with open_pool(workers, backend) as pool:
+                records, failed = _waves(study, shared, monitor, pool)
+        except KeyboardInterrupt:
+            monitor.say(
+                f"Stopped: {monitor.count()} are done and kept in {store.folder}; the same command goes on from there."
+            )
+            raise
+        except BrokenProcessPool as problem:
+            raise errors.TrialError(
+                f"a worker process ended without an answer, as when memory runs out. {monitor.count()} are done and kept in "
+                f"{store.folder}. Fix: give the same command again; if it happens again, with fewer --workers."
+            ) from problem
+        except PicklingError as problem:
+            expected, got = (
+                "a function and configs that other processes can be sent",
+                _last_line(problem.__cause__ or problem),
+            )
+            raise errors.argument_type("trial", expected=expected, got=got, fix="--workers 1") from problem
+        if failed:
+            raise errors.TrialError(
+                f"{len(failed)} of {len(failed) + len(records)} trials failed, the first with {failed[0].problem}. Tracebacks are in "
+                f"{store.folder / 'failed'}; finished trials are kept. Fix: mend the cause and give the same command again."
+            )
+    return records
 
 
-def _wave(study: Study, store: Store, configs: Sequence[Any], workers: int, backend: str) -> list[bool]:
-    """Do what nobody else is doing; True for each trial that was done here."""
-    _clear_failures(store, configs)
-    if workers == 1 and backend == "loky":
-        return [do(study.trial, store, config) for config in configs]
-    from joblib import Parallel, delayed, parallel_config
-
-    if backend == "ray":
-        errors.require("ray", extra="scale")
-        from ray.util.joblib import register_ray
-
-        register_ray()
-    threads = {"inner_max_num_threads": 1} if backend == "loky" else {}
-    with parallel_config(backend=backend, **threads):
-        return list(Parallel(n_jobs=workers)(delayed(do)(study.trial, store, config) for config in configs))
-
-
-def do(trial: Callable[[Any, Path], Outcome], store: Store, config: Any) -> bool:
-    """Do one trial if it is not done and nobody else is doing it. A failure of the trial is filed, a mistake of the user is raised."""
+def attempt(trial: Trial, store: Store, config: Any) -> Attempt:
+    """Do one trial, unless it is done or somebody else is doing it. Raises what must stop the study."""
     key = store.key(config)
     with store.lock(key) as ours:
-        if not ours or store.has(config):
-            return False
-        scratch = store.folder / "scratch" / key
-        scratch.mkdir(parents=True, exist_ok=True)
-        start = time.perf_counter()
+        if not ours:
+            return Attempt("busy")
+        if store.get(config) is not None:
+            return Attempt("done")
+        scratch, failure = store.folder / "scratch" / key, store.folder / "failed" / f"{key}.txt"
         try:
-            with _one_thread():
-                outcome = trial(config, scratch)
-        except errors.LegatoError:
-            raise
-        except Exception:  # noqa: BLE001 - whatever a user's model raises must not end the other trials
-            write(_failure(store, key), traceback.format_exc().encode())
-            return False
-        finally:
+            _measure(trial, store, config, scratch)
+        except Exception as problem:
             shutil.rmtree(scratch, ignore_errors=True)
-        store.put(config, outcome, time.perf_counter() - start)
-        return True
+            if isinstance(problem, errors.LegatoError):
+                raise
+            if isinstance(problem, OSError) and problem.errno in DISK_FULL:
+                raise refused(scratch, problem) from problem
+            failure.parent.mkdir(exist_ok=True)
+            write(failure, f"{config}\n\n{traceback.format_exc()}".encode())
+            return Attempt("failed", traceback.format_exception_only(problem)[-1].strip())
+        shutil.rmtree(scratch, ignore_errors=True)
+        failure.unlink(missing_ok=True)
+        return Attempt("done")
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One torch thread while a trial runs, in a worker as in this process: another number gives other roundings."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+def _measure(trial: Trial, store: Store, config: Any, scratch: Path) -> None:
+    scratch.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with one_thread():
+        outcome = trial(config, scratch)
+    store.put(config, outcome, time.perf_counter() - start)
 
 
-def _failure(store: Store, key: str) -> Path:
-    folder = store.folder / "failed"
-    folder.mkdir(exist_ok=True)
-    return folder / f"{key}.txt"
+def _waves(study: Study, store: Store, monitor: Monitor, pool: Pool) -> tuple[list[Record], list[Attempt]]:
+    """Ask the study and do what it names, until all of it is there or has failed."""
+    asked: dict[str, Any] = {}
+    failed: dict[str, Attempt] = {}
+    while True:
+        there = {record.key: record for record in store.records()}
+        asked |= {store.key(config): config for config in study.trials(list(there.values()))}
+        monitor.expect(asked.keys())
+        missing = [key for key in asked if key not in there and key not in failed]
+        if not missing:
+            return [record for record in there.values() if record.key in asked], list(failed.values())
+        attempts = pool(attempt, [(study.trial, store, asked[key]) for key in missing])
+        failed |= {key: result for key, result in zip(missing, attempts, strict=True) if result.state == "failed"}
+        if all(result.state == "busy" for result in attempts):
+            time.sleep(POLL_SECONDS)
 
 
-def _clear_failures(store: Store, configs: Sequence[Any]) -> None:
-    """Forget old failures of trials that are about to be tried again."""
-    for config in configs:
-        _failure(store, store.key(config)).unlink(missing_ok=True)
-
-
-def _raise_failures(store: Store, configs: Sequence[Any]) -> None:
-    failures = [path for path in (_failure(store, store.key(config)) for config in configs) if path.exists()]
-    if failures:
-        last_line = failures[0].read_text(encoding="utf-8").strip().splitlines()[-1]
-        raise errors.TrialError(
-            f"{len(failures)} of {len(configs)} trials failed, the first with: {last_line}. Tracebacks are in {failures[0].parent}. "
-            "Finished trials are kept. Fix: mend the cause and run the same command again."
-        )
-
-
-@contextmanager
-def _progress(store: Store, configs: Sequence[Any]) -> Iterator[None]:
-    """A bar on stderr, read from the store, so that it also counts what other processes finish."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    paths = [store.folder / "trials" / f"{store.key(config)}.json" for config in configs]
-    console, stop = Console(stderr=True), threading.Event()
-    there = sum(path.exists() for path in paths)
-    console.print(f"{len(paths)} trials, {there} of them there already; results in {store.folder}", highlight=False)
-    columns = (
-        TextColumn("trials"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-
-    def watch(bar: Progress) -> None:
-        task = bar.add_task("trials", total=len(paths), completed=there)
-        while not stop.wait(POLL_SECONDS * 2):
-            bar.update(task, completed=sum(path.exists() for path in paths))
-        bar.update(task, completed=sum(path.exists() for path in paths))
-
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        thread = threading.Thread(target=watch, args=(bar,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+def _last_line(problem: BaseException) -> str:
+    """What a long message of loky ends with: the error itself, below its traceback."""
+    return [line for line in str(problem).splitlines() if line.strip(' "')][-1]

@@ -41,7 +41,7 @@ class Store:
         Raises: StoreError when the folder cannot be written, or holds trials of another study, schema or version of legato.
         """
         try:
-            for name in ("trials", "locks", "scratch", "failed", "damaged"):
+            for name in ("trials", "locks", "scratch"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise refused(self.folder, problem) from problem
@@ -229,6 +229,7 @@ class Store:
                 return
             except Damaged as damage:
                 _warn(path, damage)
+                (self.folder / "damaged").mkdir(exist_ok=True)
                 for file in (path, path.with_suffix(".safetensors")):
                     if file.exists():
                         file.replace(self.folder / "damaged" / file.name)

@@ -92,8 +92,12 @@ def plain_json(value: Any, where: str) -> Any:
 
 
 def _check(config: Any) -> None:
-    if not is_dataclass(config) or isinstance(config, type) or not getattr(config, "__dataclass_params__").frozen:  # noqa: B009 - no type knows it
+    if not is_dataclass(config) or isinstance(config, type) or not _is_frozen(type(config)):
         raise errors.argument_type("config", expected="an instance of a frozen dataclass", got=_name(config))
+
+
+def _is_frozen(kind: Any) -> bool:
+    return bool(kind.__dataclass_params__.frozen)
 
 
 def _plain(value: Any, where: str, number: Callable[[float, str], float | None]) -> Any:
@@ -147,5 +151,6 @@ def _default(f: "Field[Any]") -> Any:
 
 
 def _name(value: Any) -> str:
-    kind = value if isinstance(value, type) else type(value)
-    return f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(value, type):
+        return f"the class {value.__qualname__}"
+    return f"{type(value).__module__}.{type(value).__qualname__}"

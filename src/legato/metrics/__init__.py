@@ -1,6 +1,14 @@
-"""Logits and labels -> numbers. Everything is computed in float64 on the CPU."""
+"""Logits and labels -> numbers. Everything is computed in float64 on the CPU; NaN logits give NaN, not an error."""
 
-from legato.metrics.accuracy import confusion, error_rate
+from legato.metrics.accuracy import confusion, error_rate, top_confused
 from legato.metrics.calibration import expected_calibration_error, fit_temperature, nll, reliability
 
-__all__ = ["confusion", "error_rate", "expected_calibration_error", "fit_temperature", "nll", "reliability"]
+__all__ = [
+    "confusion",
+    "error_rate",
+    "expected_calibration_error",
+    "fit_temperature",
+    "nll",
+    "reliability",
+    "top_confused",
+]
