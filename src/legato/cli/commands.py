@@ -77,9 +77,28 @@ class Study:
         study.run(self.name, self.form, self.workers, self.out)
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Time and memory of a room against the peers that you would use instead."""
+
+    room: tyro.conf.Positional[str] = "losses"
+    """losses."""
+    seconds: float = 120.0
+    """About how long to measure."""
+    out: Path | None = None
+    """Also write the figures there, as JSON."""
+
+    def run(self) -> None:
+        """Print the table."""
+        from legato.cli import bench
+
+        bench.bench(self.room, seconds=self.seconds, out=self.out)
+
+
 TABLE: Mapping[str, Callable[..., Any]] = {
     "compare": Compare,
     "study": Study,
+    "bench": Bench,
     "page": Page,
     "data": Data,
     "objectives": Objectives,

@@ -1,0 +1,57 @@
+"""One line of a benchmark, and the machine it was measured on, as plain data."""
+
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from legato.bench.timing import Timing
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Row:
+    """Ours against a peer."""
+
+    part: str
+    """What was measured."""
+    peer: str
+    """What it was measured against."""
+    shape: tuple[int, ...]
+    """Of the logits."""
+    timing: Timing
+    """Time of ours, of the peer, and their ratio."""
+    peak_mib: float
+    """Memory of ours at its peak."""
+    peer_peak_mib: float
+    """Memory of the peer at its peak."""
+    bar: float | None = None
+    """The largest ratio of times that we ask for, if we ask for one."""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the interval of the ratio begins at or below the bar; None without a bar."""
+        return None if self.bar is None else self.timing.ratio.low <= self.bar
+
+
+def as_json(rows: list[Row]) -> dict[str, Any]:
+    """The rows with the facts of this machine."""
+    return {"machine": machine(), "rows": [{**asdict(row), "met": row.met} for row in rows]}
+
+
+def machine() -> dict[str, str | int]:
+    """CPU model, versions and threads; never the name of the host, nor a path."""
+    return {
+        "cpu": _cpu_model(), "system": platform.system(), "python": platform.python_version(),
+        "torch": torch.__version__, "threads": 1,
+    }  # fmt: skip
+
+
+def _cpu_model() -> str:
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
