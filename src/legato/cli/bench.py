@@ -38,11 +38,13 @@ def bench(room: str, *, seconds: float = 120.0, out: Path | None = None) -> None
 def _table(rows: "list[Row]") -> Any:
     from rich.table import Table
 
-    table = Table("part", "peer", "shape", "ms", "peer ms", "ratio", "A/A", "pairs", "MiB", "peer MiB", "bar")
+    table = Table(
+        "peer", "shape", "ms", "peer ms", "ratio", "A/A", "pairs", "MiB", "peer MiB", "bar", title=rows[0].part
+    )
     for row in rows:
         time = row.timing
         table.add_row(
-            row.part, row.peer, " x ".join(map(str, row.shape)),
+            row.peer, " x ".join(map(str, row.shape)),
             f"{time.milliseconds:.1f}", f"{time.peer_milliseconds:.1f}",
             *(f"{x.median:.3f} [{x.low:.3f}, {x.high:.3f}]".replace("[", r"\[") for x in (time.ratio, time.same)),
             str(time.pairs), f"{row.peak_mib:.1f}", f"{row.peer_peak_mib:.1f}",
