@@ -47,7 +47,9 @@ def test_it_learns_and_its_history_is_plain_json():
     fitted = fit(epochs=8, validate=lambda m: {"validation_error": float((m(x).argmax(1) != y).float().mean())})
     assert fitted.history[-1]["validation_error"] < 0.05 < fitted.history[0]["validation_error"]
     assert fitted.steps == 64
-    assert fitted.best["validation_error"] == min(row["validation_error"] for row in fitted.history)
+    errors = [row["validation_error"] for row in fitted.history]
+    assert (fitted.best.value, fitted.best.epoch) == (min(errors), errors.index(min(errors)))
+    assert len(fitted.best.weights) == len(fitted.model.state_dict())
     json.dumps(fitted.history, allow_nan=False)
 
 

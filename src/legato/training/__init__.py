@@ -1,10 +1,27 @@
-"""The one training loop. Knows no method, no data set and no network."""
+"""The one training loop, its checkpoints, and the protocol of what it minimises."""
 
-from legato.training.loop import Fitted, fit
+from legato.training.checks import check_output
+from legato.training.fitted import Best, Fitted
+from legato.training.loop import fit
 from legato.training.objective import Batch, Criterion, EpochBatches, Objective
 from legato.training.saved import load_model, save_model
 from legato.training.schedules import constant, cosine, one_cycle
+from legato.training.tracking import Tracker, tracker
 
 __all__ = [
-    "Batch", "Criterion", "EpochBatches", "Fitted", "Objective", "constant", "cosine", "fit", "load_model", "one_cycle", "save_model",
-]  # fmt: skip
+    "Batch",
+    "Best",
+    "Criterion",
+    "EpochBatches",
+    "Fitted",
+    "Objective",
+    "Tracker",
+    "check_output",
+    "constant",
+    "cosine",
+    "fit",
+    "load_model",
+    "one_cycle",
+    "save_model",
+    "tracker",
+]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from legato import errors
@@ -26,7 +27,7 @@ class Checkpoints:
     """The generations `checkpoint-000001`, `checkpoint-000002` ... in one folder.
 
     A generation is written under a temporary name, synchronised to the disk and renamed, so that a process killed at
-    any moment leaves whole generations only. Its JSON holds the length and CRC-32 of its tensors.
+    any moment leaves whole generations only. Its JSON holds the CRC-32 of both files.
 
     Args:
         folder: made when the first checkpoint is written.
@@ -41,6 +42,10 @@ class Checkpoints:
     def due(self) -> bool:
         """Whether the last checkpoint, or the start, is `every` seconds ago."""
         return time.monotonic() - self._last >= self.every
+
+    def any(self) -> bool:
+        """Whether there is a checkpoint, whole or not."""
+        return bool(self._generations())
 
     def save(self, state: Mapping[str, Any]) -> Path:
         """Write `state` as the next generation and remove those before the last two."""
@@ -57,9 +62,8 @@ class Checkpoints:
         plain = flatten(dict(state), "run", tensors)
         save_file(tensors, scratch / "tensors.safetensors")
         _synchronise(scratch / "tensors.safetensors")
-        size, crc = _fingerprint(scratch / "tensors.safetensors")
-        text = json.dumps({"tensors": {"bytes": size, "crc32": crc}, "state": plain}, allow_nan=False, indent=1)
-        (scratch / "state.json").write_text(text)
+        check = {"tensors": _crc_of_file(scratch / "tensors.safetensors"), "state": _crc_of_state(plain)}
+        (scratch / "state.json").write_text(json.dumps({"crc32": check, "state": plain}, allow_nan=False, indent=1))
         _synchronise(scratch / "state.json")
         _synchronise(scratch)
         final_name = self.folder / f"checkpoint-{number:06d}"
@@ -80,7 +84,7 @@ class Checkpoints:
         for generation in reversed(self._generations()):
             try:
                 state = _read(generation)
-            except (OSError, ValueError, KeyError) as problem:
+            except (OSError, ValueError, KeyError, TypeError) as problem:
                 damage.append(f"{generation}: {problem}")
                 continue
             if damage:
@@ -99,30 +103,56 @@ class Checkpoints:
         return sorted(self.folder.glob("checkpoint-[0-9]*"))
 
 
-def _read(generation: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write one safetensors file so that `path` is at any moment the old file, the new one or absent, and never half.
 
+    Args:
+        tensors: any; those that share memory are stored each by itself.
+        metadata: words kept in the file's header.
+    """
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".writing-{path.name}")
+    own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    save_file(own, scratch, metadata=metadata)
+    _synchronise(scratch)
+    scratch.replace(path)
+    _synchronise(path.parent)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and metadata of a file that `write_tensors` wrote. Raises: CheckpointError, which names it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (OSError, SafetensorError) as problem:
+        raise errors.CheckpointError(f"{path} cannot be read: {problem}. Fix: delete it and train again.") from problem
+
+
+def _read(generation: Path) -> dict[str, Any]:
     stored = json.loads((generation / "state.json").read_text())
     path = generation / "tensors.safetensors"
-    size, crc = _fingerprint(path)
-    expected = stored["tensors"]
-    if (size, crc) != (expected["bytes"], expected["crc32"]):
-        raise ValueError(f"tensors.safetensors has {size} bytes with CRC {crc}, and {expected} were written")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as problem:
-        raise ValueError(f"tensors.safetensors: {problem}") from problem
-    state: dict[str, Any] = unflatten(stored["state"], tensors)
+    found = {"tensors": _crc_of_file(path), "state": _crc_of_state(stored["state"])}
+    for part, crc in found.items():
+        if crc != stored["crc32"][part]:
+            raise ValueError(f"the {part} have CRC-32 {crc} where {stored['crc32'][part]} was written")
+    state: dict[str, Any] = unflatten(stored["state"], read_tensors(path)[0])
     return state
 
 
-def _fingerprint(path: Path) -> tuple[int, int]:
-    size, crc = 0, 0
+def _crc_of_file(path: Path) -> int:
+    crc = 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
-            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
-    return size, crc
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def _crc_of_state(plain: Any) -> int:
+    return zlib.crc32(json.dumps(plain).encode())
 
 
 def _synchronise(path: Path) -> None:

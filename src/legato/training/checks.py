@@ -18,7 +18,7 @@ _ELEMENTWISE_FUNCTIONS = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss,
 
 
 def check_numbers(
-    *, epochs: int, accumulate: int, clip_norm: float | None, ema_decay: float | None, checkpoint_seconds: float
+    epochs: int, accumulate: int, clip_norm: float | None, ema_decay: float | None, checkpoint_seconds: float
 ) -> None:
     """The numbers among the arguments of `fit`."""
     if epochs < 1:
@@ -105,6 +105,17 @@ def check_batch(batch: Any) -> None:
         if bad:
             got = f"{bad} NaN or infinite values of {values.numel()} in the first batch"
             raise errors.argument(name, expected="finite numbers", got=got, fix="clean or impute the data first")
+
+
+def check_loss(loss: Any) -> None:
+    """The objective's loss is a scalar with a graph."""
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        fix = 'average over the batch, for instance with reduction="mean"'
+        raise errors.argument("objective", expected="a scalar loss", got=got, fix=fix)
+    if not loss.requires_grad:
+        fix = "compute the loss from the model's outputs, outside torch.no_grad()"
+        raise errors.argument("objective", expected="a loss that depends on the parameters", got="no graph", fix=fix)
 
 
 def check_output(output: Tensor, targets: Tensor, criterion: object) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from legato import errors
+from legato.training.plain import flatten, unflatten
 
 
 class Placement(Protocol):
@@ -118,12 +119,14 @@ class ManyProcesses:
         self.accelerator.clip_grad_norm_(parameters, norm)
 
     def gather(self, value: Any) -> list[Any]:
-        """all_gather_object."""
+        """all_gather_object, with tensors on the CPU on the way and afterwards."""
         if self.processes == 1:
             return [value]
-        values = [None] * self.processes
-        torch.distributed.all_gather_object(values, value)
-        return values
+        tensors: dict[str, Tensor] = {}
+        mine = (flatten(value, "process", tensors), tensors)
+        everyone: list[Any] = [None] * self.processes
+        torch.distributed.all_gather_object(everyone, mine)
+        return [unflatten(tree, its_tensors) for tree, its_tensors in everyone]
 
 
 def place(accelerator: Any, device: str | torch.device, autocast: str | None) -> Placement:
