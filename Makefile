@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs bench clean
 
 $(VENV)/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,8 +26,12 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/dev
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/zensical build --clean --strict
+
 bench: $(VENV)/core
-	$(BIN)/legato bench losses
+	$(BIN)/legato bench losses --out runs/bench-losses.json
 
 clean:
 	rm -rf $(VENV) runs dist build

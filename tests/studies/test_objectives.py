@@ -5,7 +5,7 @@ import torch
 
 from legato.errors import LegatoValueError
 from legato.losses import comp_sum_loss
-from legato.studies.objectives import LOSSES, parse
+from legato.studies.objectives import LOSSES, Context, parse
 
 
 @pytest.mark.parametrize(
@@ -29,14 +29,23 @@ def test_every_loss_is_built_and_its_python_is_what_is_built(name):
     import legato
 
     h, y = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
-    spec = parse(name)
-    written = eval(spec.python, {"legato": legato, "torch": torch})
-    assert torch.equal(spec.build(10)(h, y), written(h, y))
+    spec, context = parse(name), Context(10, attack_radius=0.1)
+    written, built = eval(spec.python(context), {"legato": legato, "torch": torch}), spec.build(context)
+    assert type(written) is type(built)
+    if isinstance(built, torch.nn.Module):
+        assert torch.equal(built(h, y), written(h, y))
+    else:
+        assert vars(built).keys() == vars(written).keys()
+
+
+def test_an_adversarial_objective_needs_a_radius():
+    with pytest.raises(LegatoValueError, match="--attack-radius"):
+        parse("trades:6").build(Context(10))
 
 
 def test_comp_sum_has_the_tau_that_was_asked_for():
     h, y = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
-    assert torch.equal(parse("comp-sum:0.5").build(5)(h, y), comp_sum_loss(h, y, 0.5))
+    assert torch.equal(parse("comp-sum:0.5").build(Context(5))(h, y), comp_sum_loss(h, y, 0.5))
 
 
 @pytest.mark.parametrize(

@@ -1,64 +1,134 @@
-"""What the losses cost: forward and backward of one batch, against what a user would take instead."""
+"""What the losses cost: one step of each against what a user would take instead."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from legato.bench.adversarial_peers import trades_official_order
+from legato.bench.allocator import keep_freed_memory
+from legato.bench.fused import fused_step, plain_step, torch_line_step
 from legato.bench.memory import peak_bytes
-from legato.bench.peers import softmax_gather_gce
+from legato.bench.peers import keras_style_gce, official_ensloss, softmax_gather_gce, softplus_bce
 from legato.bench.row import MIB, Row
 from legato.bench.timing import Step, compare
-from legato.losses import comp_sum_loss, focal_loss
+from legato.losses import EnsLoss, SmoothAdversarialLoss, Trades, comp_sum_loss, focal_loss
+from legato.nets import build
 
-SHAPES = ((2048, 1000), (4096, 50257))
-"""A batch of an image classifier with 1,000 classes; 4,096 tokens of a language model with GPT-2's vocabulary."""
+Loss = Callable[[Tensor, Tensor], Tensor]
 TAU = 1.7
+TABLES = ((2048, 1000), (4096, 50257))
+"""A batch of an image classifier with 1,000 classes; 4,096 tokens of a language model with GPT-2's vocabulary."""
+COLUMNS = ((128,), (65536,))
+"""Batches of one logit a sample."""
+VOCABULARY = (4096, 512, 50257)
+"""Tokens, width and vocabulary of a last layer."""
+PICTURES = (128, 1, 28, 28)
+ATTACK = {"radius": 0.1, "steps": 10, "step_size": 0.025}
 
 
 @dataclass(frozen=True)
-class Peer:
-    """A loss (logits, target) -> scalar to compare with, and the largest ratio of times that we ask for."""
+class Case:
+    """Ours against a peer at one shape; the steps are made when they are timed, so that no two cases hold memory at once."""
 
-    name: str
-    loss: Callable[[Tensor, Tensor], Tensor]
+    part: str
+    peer: str
+    shape: tuple[int, ...]
+    ours: Callable[[], Step]
+    other: Callable[[], Step]
     bar: float | None = None
+    """The largest ratio of times that we ask for."""
+    memory_bar: float | None = None
+    """The largest ratio of memory peaks that we ask for."""
 
 
-PEERS = (
-    Peer("F.cross_entropy", F.cross_entropy, bar=1.15),
-    Peer("softmax-gather GCE (our reimplementation)", lambda h, y: softmax_gather_gce(h, y, TAU - 1)),
-    Peer("legato focal_loss", focal_loss),
-)
-
-
-def run(seconds: float, shapes: Sequence[tuple[int, int]] = SHAPES) -> list[Row]:
-    """`comp_sum_loss` at tau 1.7 against each peer at each shape [B, C], in float32 with "mean".
+def run(seconds: float, cases: Sequence[Case] | None = None, official: Path | None = None) -> list[Row]:
+    """Measure every case.
 
     Args:
-        seconds: for timing, shared equally; a large shape takes longer, since it needs its least number of pairs.
-        shapes: of the logits.
+        seconds: for timing, shared equally; a slow case takes longer, since it needs its least number of pairs.
+        cases: None takes all of this room.
+        official: the authors' `losses.py` of EnsLoss, to be timed too.
     """
-    share = seconds / (len(shapes) * len(PEERS))
-    return [_row(peer, shape, share) for shape in shapes for peer in PEERS]
+    keep_freed_memory()
+    chosen = all_cases(official) if cases is None else cases
+    return [_row(case, seconds / len(chosen)) for case in chosen]
 
 
-def _row(peer: Peer, shape: tuple[int, int], seconds: float) -> Row:
-    ours, other = (_step(loss, shape) for loss in (lambda h, y: comp_sum_loss(h, y, TAU), peer.loss))
+def all_cases(official: Path | None = None) -> list[Case]:
+    """Every case of the room."""
+    margins = [case for shape in COLUMNS for case in ensloss_cases(shape, official)]
+    return [*(case for shape in TABLES for case in table_cases(shape)), *margins, *attack_cases(), *fused_cases()]
+
+
+def table_cases(shape: tuple[int, int]) -> list[Case]:
+    """`comp_sum_loss` at tau 1.7, in float32 with "mean", on logits of this shape."""
+    ours = partial(table_step, lambda h, y: comp_sum_loss(h, y, TAU), shape)
+    peers: list[tuple[str, Loss, float | None]] = [
+        ("F.cross_entropy", F.cross_entropy, 1.15),
+        ("softmax-gather GCE (our reimplementation)", lambda h, y: softmax_gather_gce(h, y, TAU - 1), None),
+        ("keras-style GCE (our reimplementation)", lambda h, y: keras_style_gce(h, y, TAU - 1), None),
+        ("legato focal_loss", focal_loss, None),
+    ]
+    return [
+        Case(f"comp_sum_loss tau={TAU:g}", name, shape, ours, partial(table_step, peer, shape), bar)
+        for name, peer, bar in peers
+    ]
+
+
+def ensloss_cases(shape: tuple[int], official: Path | None = None) -> list[Case]:
+    """`EnsLoss` on one logit a sample."""
+    ours = partial(column_step, EnsLoss(), shape)
+    cases = [
+        Case("EnsLoss", "F.binary_cross_entropy_with_logits", shape, ours,
+             partial(column_step, F.binary_cross_entropy_with_logits, shape), 2.0 if shape[0] <= 128 else None),
+        Case("EnsLoss", "softplus BCE (our reimplementation)", shape, ours, partial(column_step, softplus_bce, shape)),
+    ]  # fmt: skip
+    if official is not None:
+        theirs = partial(column_step, official_ensloss(official), shape)
+        cases.append(Case("EnsLoss", "the official code, on the CPU", shape, ours, theirs, 1.0))
+    return cases
+
+
+def attack_cases(shape: tuple[int, ...] = PICTURES) -> list[Case]:
+    """Adversarial steps with 10 attack steps on a small convolutional network."""
+    other = partial(attack_step, trades_official_order, shape)
+    rows: list[tuple[str, Callable[..., Tensor]]] = [
+        ("Trades", Trades(bounds=(0.0, 1.0), **ATTACK)),
+        ("SmoothAdversarialLoss", SmoothAdversarialLoss(bounds=(0.0, 1.0), **ATTACK)),
+    ]
+    name = "TRADES in the official order (our reimplementation)"
+    return [Case(part, name, shape, partial(attack_step, loss, shape), other, 0.75) for part, loss in rows]
+
+
+def fused_cases(shape: tuple[int, int, int] = VOCABULARY) -> list[Case]:
+    """The last layer and the loss together, [tokens, width] against [vocabulary, width]."""
+    part, ours = f"fused_linear_comp_sum tau={TAU:g}", partial(fused_step, shape, TAU)
+    return [
+        Case(part, "F.linear + comp_sum_loss", shape, ours, partial(plain_step, shape, TAU), 0.9, 0.1),
+        Case(part, "F.linear_cross_entropy + expm1", shape, ours, partial(torch_line_step, shape, TAU), 0.6),
+    ]
+
+
+def _row(case: Case, seconds: float) -> Row:
+    ours, other = case.ours(), case.other()
     return Row(
-        part=f"comp_sum_loss tau={TAU:g}, forward + backward",
-        peer=peer.name,
-        shape=shape,
+        part=case.part,
+        peer=case.peer,
+        shape=case.shape,
         timing=compare(ours, other, seconds=seconds),
         peak_mib=peak_bytes(ours) / MIB,
         peer_peak_mib=peak_bytes(other) / MIB,
-        bar=peer.bar,
+        bar=case.bar,
+        memory_bar=case.memory_bar,
     )
 
 
-def _step(loss: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, int]) -> Step:
+def table_step(loss: Loss, shape: tuple[int, int]) -> Step:
     """One forward and backward on logits of its own; the gradient of the step before is freed first."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(shape, generator=generator).requires_grad_()
@@ -67,5 +137,34 @@ def _step(loss: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, int]) -> S
     def step() -> None:
         logits.grad = None
         loss(logits, target).backward()
+
+    return step
+
+
+def column_step(loss: Loss, shape: tuple[int]) -> Step:
+    """The same for one logit a sample and targets 0 and 1."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(shape, generator=generator).requires_grad_()
+    target = torch.randint(2, shape, generator=generator).float()
+
+    def step() -> None:
+        logits.grad = None
+        loss(logits, target).backward()
+
+    return step
+
+
+def attack_step(loss: Callable[..., Tensor], shape: tuple[int, ...]) -> Step:
+    """Attack, forward and backward on a batch of noise; a function is told the attack, an object knows it."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(shape, generator=generator)
+    target = torch.randint(10, shape[:1], generator=generator)
+    torch.manual_seed(0)
+    model: nn.Module = build("convnet", shape[1:], 10)
+    told = ATTACK if loss is trades_official_order else {}
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        loss(model, inputs, target, **told).backward()
 
     return step

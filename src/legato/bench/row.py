@@ -30,11 +30,16 @@ class Row:
     """Memory of the peer at its peak."""
     bar: float | None = None
     """The largest ratio of times that we ask for, if we ask for one."""
+    memory_bar: float | None = None
+    """The largest ratio of memory peaks that we ask for, if we ask for one."""
 
     @property
     def met(self) -> bool | None:
-        """Whether the interval of the ratio begins at or below the bar; None without a bar."""
-        return None if self.bar is None else self.timing.ratio.low <= self.bar
+        """Whether the interval of the time ratio begins at or below its bar, and memory is within its own; None without a bar."""
+        if self.bar is None and self.memory_bar is None:
+            return None
+        in_time = self.bar is None or self.timing.ratio.low <= self.bar
+        return in_time and (self.memory_bar is None or self.peak_mib <= self.memory_bar * self.peer_peak_mib)
 
 
 def as_json(rows: list[Row]) -> dict[str, Any]:

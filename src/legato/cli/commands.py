@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
@@ -23,16 +23,16 @@ class Compare(CompareConfig):  # noqa: D101 - said by CompareConfig
 
 @dataclass(frozen=True)
 class Page:
-    """Draw the page of a run again, from its files alone."""
+    """Draw the page of a comparison or study again, from its files alone."""
 
-    folder: tyro.conf.Positional[Path]
-    """The folder that was given to compare as --out."""
+    run_: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
+    """The folder that was given as --out, or the file that --pack wrote."""
 
     def run(self) -> None:
         """Print the page's path."""
-        from legato.studies.result import open_result
+        from legato.studies.study import redraw
 
-        print(open_result(self.folder).page())
+        print(redraw(self.run_))
 
 
 @dataclass(frozen=True)
@@ -59,40 +59,50 @@ class Objectives:
 
 @dataclass(frozen=True)
 class Study:
-    """Put a paper's claims to the test. The form `confirm` gives the verdicts; `full` tunes, `smoke` only sees that all runs."""
+    """Put a paper's claims to the test.
 
-    name: tyro.conf.Positional[str]
+    --confirm gives the verdicts with the committed learning rates. Without it the study chooses those rates anew, on validation
+    data, and writes them to tuned.json; it gives no verdict then.
+    """
+
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     """comp-sum."""
-    form: Literal["smoke", "full", "confirm"] = "confirm"
-    """smoke: seconds; full: tunes on validation data; confirm: committed rates, fresh seeds, the test set."""
-    workers: int | None = None
+    smoke: bool = False
+    """Seconds: does everything run? No verdict."""
+    confirm: bool = False
+    """The verdicts: committed learning rates, fresh seeds, the test set read for the first time."""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Processes that train side by side; default: the number of cores."""
-    out: Path | None = None
+    pack: bool = False
+    """Also write the results as one file, OUT.jsonl.xz, from which `legato page` can draw."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder of the run. Default: runs/study-NAME-FORM."""
 
     def run(self) -> None:
         """Print the verdicts and where the page is."""
         from legato.cli import study
 
-        study.run(self.name, self.form, self.workers, self.out)
+        study.run(self.name, self.smoke, self.confirm, self.workers, self.out, self.pack)
 
 
 @dataclass(frozen=True)
 class Bench:
     """Time and memory of a room against the peers that you would use instead."""
 
-    room: tyro.conf.Positional[str] = "losses"
+    room: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ROOM")] = "losses"
     """losses."""
-    seconds: float = 120.0
+    seconds: Annotated[float, tyro.conf.arg(metavar="N")] = 300.0
     """About how long to measure."""
-    out: Path | None = None
+    official: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """A copy of losses.py of statmlben/ensLoss, to be timed too; it is run, so trust it."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Also write the figures there, as JSON."""
 
     def run(self) -> None:
         """Print the table."""
         from legato.cli import bench
 
-        bench.bench(self.room, seconds=self.seconds, out=self.out)
+        bench.bench(self.room, seconds=self.seconds, official=self.official, out=self.out)
 
 
 TABLE: Mapping[str, Callable[..., Any]] = {

@@ -12,10 +12,11 @@ from legato.studies.config import CompareConfig
 from legato.studies.result import Result
 from legato.studies.summary import ArmRow
 
-LEGEND = """Accuracy is against the test set's true labels, differences in points with 95% intervals, paired over seeds.
-NLL and calibration error (ECE) are against labels with the noise of training; 'scaled' and NLL after a temperature fitted on
-validation labels. Sensitivity is the mean validation error over the learning rates above that of the best one.
-"""
+LEGEND = (
+    "Accuracy is on the test set's true labels; intervals are 95%. NLL is at a temperature fitted on validation labels. ECE is the "
+    "calibration error against labels with the noise of training: raw, scaled with that temperature, and raw against the true labels. "
+    "Sens.: mean validation error over the learning rates above that of the best one. Step: time of a step, relative.\n"
+)
 
 
 def run(config: CompareConfig) -> None:
@@ -28,10 +29,10 @@ def run(config: CompareConfig) -> None:
     for noise in result.plan.label_noise:
         title = f"{result.plan.setting.data}, {summary.condition(noise)}"
         console.print(_table(result, noise, ACCURACY, title), _table(result, noise, BESIDE))
-    console.print(
-        "Accuracy is on the test set's true labels. NLL and calibration errors are against labels with the noise of training,"
-    )
-    console.print("raw and after a temperature fitted on validation labels. Intervals are 95%.\n")
+        for reference in result.summary.references:
+            if reference.noise == noise:
+                console.print(f"{reference.name}: {reference.accuracy.text(100, 1)} % accuracy\n", highlight=False)
+    console.print(LEGEND, highlight=False)
     console.print(result.verdict, style="bold", highlight=False)
     console.print(f"\n{result.code}\n", highlight=False, markup=False)
     print(f"page: {result.page()}")
@@ -42,7 +43,7 @@ def _estimate(config: CompareConfig) -> None:
     print(f"{size.trials} trials: {len(plan.label_noise)} noise levels x {len(plan.arms)} objectives x {len(plan.seeds)} seeds "
           f"x ({len(plan.learning_rates)} learning rates + 1 test reading)")  # fmt: skip
     print(
-        f"about {size.minutes:.1f} minutes with {compare.workers_of(config)} workers, {size.megabytes:.1f} MB in {compare.folder_of(config)}"
+        f"about {size.minutes:.1f} minutes with {compare.workers_of(config.workers)} workers, {size.megabytes:.1f} MB in {compare.folder_of(config)}"
     )
     for note in plan.notes:
         print(note, file=sys.stderr)
@@ -50,10 +51,13 @@ def _estimate(config: CompareConfig) -> None:
 
 def _table(result: Result, noise: float, columns: Mapping[str, Callable[[ArmRow], str]], title: str = "") -> Table:
     table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
+    rows = result.summary.at(noise)
+    shown = {name: [show(row) for row in rows] for name, show in columns.items()}
+    kept = {name: cells for name, cells in shown.items() if any(cells)}
+    for name in kept:
         table.add_column(name, justify="left" if name == "objective" else "right", no_wrap=True)
-    for row in result.summary.at(noise):
-        table.add_row(*(show(row) for show in columns.values()))
+    for cells in zip(*kept.values(), strict=True):
+        table.add_row(*cells)
     return table
 
 
@@ -62,22 +66,24 @@ def _difference(row: ArmRow) -> str:
 
 
 def _sensitivity(row: ArmRow) -> str:
-    return f"{row.sensitivity.mean:.3f}" if row.sensitivity else "-"
+    return f"{row.sensitivity.mean:.3f}" if row.sensitivity else ""
 
 
 ACCURACY: Mapping[str, Callable[[ArmRow], str]] = {
     "objective": lambda row: row.label,
     "rate": lambda row: f"{row.learning_rate:g}",
     "accuracy %": lambda row: row.accuracy.text(100, 1),
+    "under attack %": lambda row: row.robust.text(100, 1) if row.robust else "",
     "difference": _difference,
     "p (Holm)": lambda row: f"{row.difference.p_value:.2g}" if row.difference else "",
 }
 BESIDE: Mapping[str, Callable[[ArmRow], str]] = {
     "objective": lambda row: row.label,
     "NLL": lambda row: f"{row.nll_scaled.mean:.3f}",
-    "ECE raw": lambda row: f"{row.ece_raw.mean:.3f}",
+    "ECE": lambda row: f"{row.ece_raw.mean:.3f}",
     "scaled": lambda row: f"{row.ece_scaled.mean:.3f}",
-    "sensitivity": _sensitivity,
-    "step time": lambda row: f"{row.step_ratio[0]:.2f}x" if row.step_ratio else "-",
-    "diverged": lambda row: str(row.diverged),
+    "true": lambda row: f"{row.ece_true.mean:.3f}" if row.noise else "",
+    "sens.": _sensitivity,
+    "step": lambda row: f"{row.step_ratio[0]:.2f}x" if row.step_ratio else "",
+    "diverged": lambda row: str(row.diverged or ""),
 }

@@ -6,13 +6,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from legato import errors
 from legato.studies import study
 from legato.studies.study import Form
 
 
-def run(name: str, form: Form, workers: int | None, out: Path | None) -> None:
+def run(name: str, smoke: bool, confirm: bool, workers: int | None, out: Path | None, pack: bool) -> None:
     """Everything the command does."""
-    path, judged = study.run(name, form, workers=workers, out=out)
+    if smoke and confirm:
+        raise errors.argument("form", expected="--smoke or --confirm", got="both")
+    form: Form = "smoke" if smoke else "confirm" if confirm else "full"
+    path, judged = study.run(name, form, workers=workers, out=out, packed=pack)
     if judged:
         table = Table(
             Column("verdict", no_wrap=True), Column("points [95%]", no_wrap=True), "claim", box=box.SIMPLE_HEAD

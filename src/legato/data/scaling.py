@@ -1,5 +1,6 @@
 """Inputs as a network wants them: float32 with mean 0 and standard deviation 1."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor
@@ -12,16 +13,32 @@ def standardize(splits: Splits) -> Splits:
 
     The statistics come from the training split alone. A channel or column that is constant there becomes 0.
     """
-    axes = (0, 2, 3) if splits.is_image else (0,)
-    train = _float(splits.train.inputs)
-    mean, deviation = train.mean(axes, keepdim=True), train.std(axes, keepdim=True, correction=0)
+    shape = [1, -1, *[1] * (splits.train.inputs.dim() - 2)]
+    mean, deviation = (statistic.view(shape) for statistic in moments(splits))
     constant = deviation < 1e-8
+    divisor = deviation.masked_fill(constant, 1)
+    return _with_inputs(splits, lambda inputs: ((_float(inputs) - mean) / divisor).masked_fill(constant, 0))
 
-    def scaled(split: Split) -> Split:
-        inputs = ((_float(split.inputs) - mean) / deviation.masked_fill(constant, 1)).masked_fill(constant, 0)
-        return replace(split, inputs=inputs)
 
-    return replace(splits, train=scaled(splits.train), validation=scaled(splits.validation), test=scaled(splits.test))
+def moments(splits: Splits) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over the training split, [C] for each channel (of 0 .. 1) or [D] for each column."""
+    train = _float(splits.train.inputs)
+    axes = (0, 2, 3) if splits.is_image else (0,)
+    return train.mean(axes), train.std(axes, correction=0)
+
+
+def to_unit(splits: Splits) -> Splits:
+    """Images as float32 in 0 .. 1; vectors as they are."""
+    return _with_inputs(splits, _float)
+
+
+def _with_inputs(splits: Splits, change: Callable[[Tensor], Tensor]) -> Splits:
+    def changed(split: Split) -> Split:
+        return replace(split, inputs=change(split.inputs))
+
+    return replace(
+        splits, train=changed(splits.train), validation=changed(splits.validation), test=changed(splits.test)
+    )
 
 
 def _float(inputs: Tensor) -> Tensor:

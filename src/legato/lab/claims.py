@@ -13,6 +13,7 @@ from legato.lab import statistics
 from legato.lab.statistics import Estimate
 
 NOT_TESTED = "not tested here"
+WORDS = ("shows", "does not show", "undecided", NOT_TESTED)
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Claim:
     """The abstract's words, or ours where the paper says it otherwise."""
     study: str = ""
     part: str = ""
-    """The comparison of the study that is looked at."""
+    """The comparison of the study that is looked at; a pattern such as `table *` takes the mean over several."""
     arm: str = ""
     baseline: str = ""
     label_noise: float = 0.0

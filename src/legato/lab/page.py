@@ -1,6 +1,6 @@
 """The page of a run: one HTML file that opens offline, drawn from plain data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from legato.lab.files import write as write_whole
@@ -16,6 +16,11 @@ class Figure:
     alt: str
     caption: str = ""
     narrow: str = ""
+
+    def renamed(self, name: str) -> "Figure":
+        """The same drawing under another name; ids inside follow, so that both can stand on one page."""
+        wide, narrow = (svg.replace(f"{self.name}-", f"{name}-") for svg in (self.svg, self.narrow))
+        return replace(self, name=name, svg=wide, narrow=narrow)
 
 
 @dataclass(frozen=True)

@@ -101,8 +101,7 @@ def lines(
         for place, (title, panel) in enumerate(panels.items()):
             left, top = (place % across) * cell, (place // across) * tall
             axes = box(page, left + 40, top + 30, cell - 40 - label_space, tall - 82)
-            low, high = min(float(line.mean.min()) for line in panel), max(float(line.mean.max()) for line in panel)
-            margin = 0.12 * (high - low or 1.0)  # the bands may reach beyond: the means are what is compared
+            low, high, margin = _limits(panel)
             axes.set_ylim(low - margin, high + margin)
             if logarithmic:
                 axes.set_xscale("log")
@@ -134,6 +133,15 @@ def lines(
         return page
 
     return drawing.figure(name, paint, alt=alt, caption=caption)
+
+
+def _limits(panel: Sequence[Line]) -> tuple[float, float, float]:
+    """Lowest and highest value to show, and the margin beyond: all means, and bands as far as half the range of the means."""
+    low, high = min(float(line.mean.min()) for line in panel), max(float(line.mean.max()) for line in panel)
+    spare = 0.5 * (high - low)
+    bottom = max(low - spare, min(float(np.nanmin(line.low)) for line in panel))
+    top = min(high + spare, max(float(np.nanmax(line.high)) for line in panel))
+    return min(bottom, low), max(top, high), 0.06 * (high - low or 1.0)
 
 
 def _spread(heights: Sequence[float], top: float, height: float) -> list[float]:

@@ -1,10 +1,11 @@
 """Logits and labels -> numbers. Everything is computed in float64 on the CPU; NaN logits give NaN, not an error."""
 
 from legato.metrics.accuracy import confusion, error_rate, top_confused
-from legato.metrics.calibration import expected_calibration_error, fit_temperature, nll, reliability
+from legato.metrics.calibration import ece_of_bins, expected_calibration_error, fit_temperature, nll, reliability
 
 __all__ = [
     "confusion",
+    "ece_of_bins",
     "error_rate",
     "expected_calibration_error",
     "fit_temperature",

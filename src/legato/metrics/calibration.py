@@ -67,9 +67,14 @@ def expected_calibration_error(logits: Tensor, target: Tensor, temperature: floa
     confidence, prediction = F.softmax(scores / _positive(temperature), dim=1).max(dim=1)
     if bool(confidence.isnan().any()):
         return math.nan
-    mean_confidence, accuracy, count = reliability(confidence.numpy(), (prediction == classes).numpy(), bins)
-    gaps = np.where(count > 0, np.abs(accuracy - mean_confidence), 0.0)
-    return float((gaps * count).sum() / count.sum())
+    return ece_of_bins(*reliability(confidence.numpy(), (prediction == classes).numpy(), bins))
+
+
+def ece_of_bins(confidence: ArrayLike, accuracy: ArrayLike, count: ArrayLike) -> float:
+    """Expected calibration error from what `reliability` gives: sum of count * |accuracy - confidence| / sum of count."""
+    rows = np.asarray(count, dtype=np.float64)
+    gaps = np.abs(np.asarray(accuracy, dtype=np.float64) - np.asarray(confidence, dtype=np.float64))
+    return float((np.where(rows > 0, gaps, 0.0) * rows).sum() / rows.sum())
 
 
 def reliability(

@@ -7,8 +7,9 @@ from legato.nets.convnet import convnet
 from legato.nets.mlp import mlp
 from legato.nets.own import Factory, own
 from legato.nets.resnet import resnet
+from legato.nets.standardise import Standardise
 
-__all__ = ["build", "convnet", "mlp", "resnet"]
+__all__ = ["Standardise", "build", "convnet", "mlp", "resnet"]
 NAMED: dict[str, Factory] = {"mlp": mlp, "convnet": convnet, "resnet": resnet}
 
 

@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,21 +16,25 @@ import torch
 
 from legato import data, errors
 from legato.data import Splits
-from legato.lab import environment
+from legato.lab.pack import open_results, pack
 from legato.lab.runner import Study
 from legato.lab.runner import run as run_study
 from legato.lab.store import Store
 from legato.lab.trial import Outcome, Record
-from legato.studies import classify, cost, examples
-from legato.studies.classify import Factory, Source, TrialConfig
+from legato.studies import classify, cost, examples, references, tracking
+from legato.studies import objectives as objectives_table
+from legato.studies.classify import Factory, TrialConfig
 from legato.studies.config import CompareConfig
 from legato.studies.plan import AnyConfig, Plan, next_trials, order_arms, plan_to_json, trim
+from legato.studies.prepared import Source, prepare
 from legato.studies.result import Result, open_result
 
 STUDY = "compare"
 SCHEMA = 1
-RATES = {"sgd": (0.01, 0.03, 0.1, 0.3), "adamw": (0.0003, 0.001, 0.003, 0.01)}
+RATES = {"sgd": (0.003, 0.01, 0.03, 0.1, 0.3), "adamw": (0.0001, 0.0003, 0.001, 0.003, 0.01)}
 DEMONSTRATION = "fashion-mini"
+TASKS = {"classify": classify.trial}
+"""What a model may be trained for; a later task adds its trial here."""
 
 
 def compare(
@@ -73,47 +77,64 @@ def compare(
     return run(config, factory)
 
 
+@dataclass(frozen=True)
+class Job:
+    """A comparison that is ready to run: what was asked, the grid that it became, and its data."""
+
+    config: CompareConfig
+    plan: Plan
+    source: Source
+    splits: Splits
+    factory: Factory | None = None
+
+
 def run(config: CompareConfig, factory: Factory | None = None) -> Result:
     """Finish all trials of `config` and open the result."""
-    source, splits = load(config)
-    return finish(config, make_plan(config, splits, source, factory), source, splits, factory)
-
-
-def finish(config: CompareConfig, plan: Plan, source: Source, splits: Splits, factory: Factory | None = None) -> Result:
-    """Finish all trials of a plan, and open the result from the store."""
+    job = make_job(config, factory)
     store = Store(folder_of(config), STUDY, SCHEMA)
-    store.write_config(description(config, plan, splits))
-    train(config, plan, store, partial(run_trial, source=source, factory=factory, models=store.folder / "models"))
+    store.write_config(description(job))
+    train([job], store, workers=workers_of(config.workers), backend=config.backend)
     result = open_result(store.folder)
-    examples.save(result, splits)
+    examples.save(store, result, job.splits)
+    if config.track is not None:
+        tracking.replay(result, config.track)
+    if config.pack:
+        pack(open_results(store.folder), store.folder.with_name(f"{store.folder.name}.jsonl.xz"))
     return result
 
 
-def train(config: CompareConfig, plan: Plan, store: Store, trial: Callable[[Any, Path], Outcome]) -> list[Record]:
-    """Hand the trials of a plan to the runner, as many workers as the config says."""
-    return run_study(
-        Study(trial, partial(next_trials, [plan])), store, workers=workers_of(config), backend=config.backend
-    )
+def make_job(config: CompareConfig, factory: Factory | None = None) -> Job:
+    """Load the data of the first seed and spell out the grid."""
+    source, splits = load(config)
+    return Job(config, make_plan(config, splits, source, factory), source, splits, factory)
 
 
-def run_trial(config: AnyConfig, folder: Path, *, source: Source, factory: Factory | None, models: Path) -> Outcome:
-    """One trial of a comparison: a training, or the measurement of step times."""
+def train(jobs: Sequence[Job], store: Store, *, workers: int, backend: str) -> list[Record]:
+    """Hand the trials of one or more comparisons to the runner; each finds its data by the fingerprint in its config."""
+    sources = {job.plan.setting.data_sha256: job.source for job in jobs}
+    factories = {job.factory for job in jobs}
+    trial = partial(run_trial, sources=sources, factory=factories.pop(), models=store.folder / "models")
+    study = Study(trial, partial(next_trials, [job.plan for job in jobs]))
+    return run_study(study, store, workers=workers, backend=backend)
+
+
+def run_trial(
+    config: AnyConfig, folder: Path, *, sources: Mapping[str, Source], factory: Factory | None, models: Path
+) -> Outcome:
+    """One trial: a training, a reference model, or the measurement of step times."""
     if isinstance(config, cost.CostConfig):
-        return cost.trial(config, source, factory)
-    return classify.trial(config, folder, source=source, factory=factory, models=models)
+        return cost.trial(config, sources[config.setting.data_sha256], factory)
+    if isinstance(config, references.ReferenceConfig):
+        return references.trial(config, sources[config.data_sha256])
+    return TASKS["classify"](config, folder, source=sources[config.data_sha256], factory=factory, models=models)
 
 
 def load(config: CompareConfig) -> tuple[Source, Splits]:
     """The data of the first seed, and where every trial finds its own."""
     source = Source(
-        config.data,
-        config.target,
-        config.group,
-        config.validation,
-        config.test,
-        config.data_dir,
-        config.download,
-    )
+        config.data, config.target, config.group, config.classes, config.image_size, config.validation, config.test,
+        config.data_dir, config.download,
+    )  # fmt: skip
     return source, source.load(config.first_seed)
 
 
@@ -141,8 +162,12 @@ def make_plan(config: CompareConfig, splits: Splits, source: Source, factory: Fa
         validation_labels=config.validation_labels,
         device=config.device,
         autocast=config.autocast,
+        train_rows=config.rows,
+        attack_radius=config.attack_radius,
         keeps_model=config.save_model,
     )
+    for arm in order_arms(config.objectives):
+        objectives_table.parse(arm).build(classify.context(setting))  # what it cannot do without is said now
     plan = Plan(
         setting,
         order_arms(config.objectives),
@@ -150,20 +175,21 @@ def make_plan(config: CompareConfig, splits: Splits, source: Source, factory: Fa
         rates,
         tuple(range(config.first_seed, config.first_seed + config.seeds)),
         config.select_by,
+        references=config.references,
     )
     if config.minutes is None:
         return plan
-    return trim(plan, seconds_a_trial(plan, source, factory), workers_of(config), config.minutes)
+    return trim(plan, seconds_a_trial(plan, source, factory), workers_of(config.workers), config.minutes)
 
 
 def seconds_a_trial(plan: Plan, source: Source, factory: Factory | None = None) -> float:
-    """An estimate from one epoch of the first trial, on one thread; loading and the final measurement are in it once."""
+    """An estimate from one epoch of the first arm's first trial, on one thread."""
     config = replace(plan.trial(plan.label_noise[0], plan.baseline, plan.learning_rates[0], plan.seeds[0]), epochs=1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with TemporaryDirectory() as scratch:
-            task = classify.prepare(config, source)
+            task = prepare(config, source)
             classify.train(config, task, Path(scratch), factory)  # warms caches up
             start = time.perf_counter()
             classify.train(config, task, Path(scratch), factory)
@@ -187,7 +213,7 @@ def estimate(config: CompareConfig, factory: Factory | None = None) -> tuple[Pla
     plan = make_plan(config, splits, source, factory)
     readings = len(plan.label_noise) * len(plan.arms) * len(plan.seeds)
     trials = len(plan.grid()) + readings
-    seconds = seconds_a_trial(plan, source, factory) * trials / workers_of(config)
+    seconds = seconds_a_trial(plan, source, factory) * trials / workers_of(config.workers)
     bytes_ = 3000 * trials + readings * len(splits.test) * (2 * splits.num_classes + 10)
     return plan, Estimate(trials, seconds / 60, bytes_ / 1e6)
 
@@ -197,25 +223,23 @@ def folder_of(config: CompareConfig) -> Path:
     return config.out or Path("runs") / (Path(config.data).stem or "data")
 
 
-def workers_of(config: CompareConfig) -> int:
+def workers_of(asked: int | None) -> int:
     """`--workers`, or the cores that this process may use."""
     from joblib import cpu_count
 
-    return config.workers or int(cpu_count())
+    return asked or int(cpu_count())
 
 
-def description(config: CompareConfig, plan: Plan, splits: Splits) -> dict[str, Any]:
+def description(job: Job) -> dict[str, Any]:
     """What the store keeps beside the trials, so that table, verdict and page need no data set."""
+    splits = job.splits
     return {
-        "study": STUDY,
-        "schema": SCHEMA,
         "asked": {
             key: str(value) if isinstance(value, Path) else value
-            for key, value in asdict(config).items()
-            if key not in ("dry_run", "data_dir")
+            for key, value in asdict(job.config).items()
+            if key not in ("dry_run", "data_dir", "out")
         },
-        "plan": plan_to_json(plan),
-        "environment": environment.describe(),
+        "plan": plan_to_json(job.plan),
         "class_names": list(splits.class_names),
         "rows": {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
         "provenance": asdict(splits.provenance),
@@ -235,6 +259,7 @@ def _check(config: CompareConfig) -> None:
         ("seeds", config.seeds >= 1, "a whole number >= 1", config.seeds),
         ("epochs", config.epochs >= 1, "a whole number >= 1", config.epochs),
         ("batch_size", config.batch_size >= 1, "a whole number >= 1", config.batch_size),
+        ("rows", config.rows is None or config.rows >= 1, "a whole number >= 1", config.rows),
         ("workers", config.workers is None or config.workers >= 1, "a whole number >= 1", config.workers),
         ("minutes", config.minutes is None or config.minutes > 0, "a number > 0", config.minutes),
         ("weight_decay", 0 <= config.weight_decay < np.inf, "a number >= 0", config.weight_decay),
@@ -244,6 +269,13 @@ def _check(config: CompareConfig) -> None:
     if config.learning_rates != "auto":
         rules.append(("learning_rates", len(config.learning_rates) > 0, "one or more numbers > 0, or auto", "none"))
         rules += [("learning_rates", 0 < rate < np.inf, "numbers > 0, or auto", rate) for rate in config.learning_rates]
+    radius = config.attack_radius
+    rules.append(
+        ("attack_radius", radius is None or 0 < radius < 1, "a share of the pixel range, above 0 and below 1", radius)
+    )
+    if config.select_by == "robust-error":
+        rules.append(("select_by", radius is not None, "an attack to measure: --attack-radius", "none"))
+    references.check(config.references)
     for name, fine, expected, got in rules:
         if not fine:
             raise errors.argument(name, expected=expected, got=got)

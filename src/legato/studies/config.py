@@ -2,9 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 import tyro
+
+Text: TypeAlias = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
+Column: TypeAlias = Annotated[str | None, tyro.conf.arg(metavar="COLUMN")]
+File: TypeAlias = Annotated[str | None, tyro.conf.arg(metavar="FILE")]
+Whole: TypeAlias = Annotated[int | None, tyro.conf.arg(metavar="N")]
+Number: TypeAlias = Annotated[float | None, tyro.conf.arg(metavar="X")]
 
 
 @dataclass(frozen=True)
@@ -15,65 +21,85 @@ class CompareConfig:
     data, reads the test set once, and says in words which objective wins, by how much, and how sure that is.
     """
 
-    data: tyro.conf.Positional[str] = "fashion-mini"
-    """A name from `legato data`, a CSV or Parquet file (with --target), or an .npz file with x and y."""
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")] = "fashion-mini"
+    """A name from `legato data`, a CSV or Parquet file (with --target), an .npz file with x and y, or a folder with one sub-folder of pictures a class."""
     task: Literal["classify"] = "classify"
     """What the model does with its inputs."""
-    objectives: tuple[str, ...] = ("ce", "label-smoothing:0.1", "comp-sum:1.7")
+    objectives: Annotated[tuple[str, ...], tyro.conf.arg(metavar="OBJECTIVE ...")] = (
+        "ce",
+        "label-smoothing:0.1",
+        "comp-sum:1.7",
+    )
     """Objectives to compare, separated by spaces; 'ce', or else the first, is the baseline. `legato objectives` lists them."""
-    label_noise: tuple[float, ...] | None = None
+    label_noise: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="SHARE ...")] = None
     """Shares of training labels to corrupt, each a comparison of its own. Default: 0 and 0.4 for fashion-mini, 0 for all else."""
     noise_kind: Literal["symmetric", "pair"] = "symmetric"
     """symmetric: to any other class; pair: to the next class."""
-    seeds: int = 10
+    seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 10
     """Number of seeds; each has its own validation cut, corrupted labels, initial weights and batches, equal for all objectives."""
-    first_seed: int = 0
+    first_seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """The first of the consecutive seeds."""
-    learning_rates: tuple[float, ...] | Literal["auto"] = "auto"
-    """The grid of learning rates, the same for every objective. auto: 0.01 0.03 0.1 0.3 for sgd, a tenth to a hundredth for adamw."""
-    model: str = "auto"
+    learning_rates: Annotated[tuple[float, ...] | Literal["auto"], tyro.conf.arg(metavar="auto|RATE ...")] = "auto"
+    """The grid of learning rates, the same for every objective. auto: 0.003 to 0.3 in five steps for sgd, 0.0001 to 0.01 for adamw."""
+    model: Annotated[str, tyro.conf.arg(metavar="MODEL")] = "auto"
     """auto, mlp, convnet, resnet, or pkg.module:factory with factory(input_shape, num_classes) -> torch.nn.Module."""
-    epochs: int = 15
+    epochs: Annotated[int, tyro.conf.arg(metavar="N")] = 15
     """Passes through the training data."""
-    batch_size: int = 128
+    batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 128
     """Rows a step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd: momentum 0.9, Nesterov. Both follow a cosine schedule to zero."""
-    weight_decay: float = 5e-4
+    weight_decay: Annotated[float, tyro.conf.arg(metavar="X")] = 5e-4
     """Weight decay of the optimizer."""
-    clip_norm: float | None = None
-    """Largest norm of the gradient; None does not clip."""
+    clip_norm: Number = None
+    """Largest norm of the gradient; without it nothing is clipped."""
     augment: bool = False
     """Random shifts and flips of training images."""
-    select_by: Literal["error", "nll"] = "error"
-    """What chooses the learning rate on validation data: the error, or the NLL after temperature scaling. Never the arm's own loss."""
+    attack_radius: Number = None
+    """Also measure accuracy under attack: the largest change of a pixel, of 0 .. 1. The adversarial objectives train against it."""
+    select_by: Literal["error", "nll", "robust-error"] = "error"
+    """What chooses the learning rate on validation data: the error, the NLL after temperature scaling, or the error under attack. Never the arm's own loss."""
     validation_labels: Literal["noisy", "clean"] = "noisy"
     """Labels of the validation data when label noise is added; you have no clean ones in practice, hence the default."""
-    target: str | None = None
+    references: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """Models without an objective to stand beside the table: hist-gradient-boosting (scikit-learn's, for tables)."""
+    target: Column = None
     """Column of a table that holds the class."""
-    group: str | None = None
+    group: Column = None
     """Column of a table whose equal values must not be divided between training, validation and test."""
-    validation: str | None = None
+    classes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CLASS ...")] = ()
+    """Keep only these classes."""
+    rows: Whole = None
+    """Learn from this many rows only, drawn anew by each seed."""
+    image_size: Whole = None
+    """Resize pictures to this many pixels a side."""
+    validation: File = None
     """File with the validation data; by default a fifth of the training data, cut anew by each seed."""
-    test: str | None = None
+    test: File = None
     """File with the test data; by default the data set's own, or a fixed fifth of the rows."""
-    data_dir: str | None = None
+    data_dir: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Where to look for data sets first."""
     download: bool = False
     """Allow a data set to be fetched from the network."""
-    workers: int | None = None
+    workers: Whole = None
     """Processes that train side by side, one thread each; default: the number of cores."""
     backend: Literal["loky", "ray"] = "loky"
     """loky: this machine; ray: the Ray cluster that RAY_ADDRESS names, or a local one."""
-    device: str = "cpu"
+    device: Annotated[str, tyro.conf.arg(metavar="DEVICE")] = "cpu"
     """Where to train: cpu, cuda, cuda:1, mps."""
-    autocast: Literal["bf16"] | None = None
+    autocast: Annotated[Literal["bf16"] | None, tyro.conf.arg(metavar="bf16")] = None
     """Mixed precision."""
-    minutes: float | None = None
+    minutes: Number = None
     """Upper limit; trims seeds first, then learning rates, and says so."""
     save_model: bool = False
-    """Keep the trained model of each objective's chosen rate and first seed."""
-    out: Path | None = None
+    """Keep the trained model of each objective's chosen rate and first seed, in OUT/models."""
+    track: Annotated[
+        Literal["tensorboard", "trackio", "wandb"] | None, tyro.conf.arg(metavar="tensorboard|trackio|wandb")
+    ] = None
+    """Also hand every training curve to a tracker."""
+    pack: bool = False
+    """Also write the results as one file, OUT.jsonl.xz, from which `legato page` can draw."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder of the run; the same command on the same folder finishes what is missing. Default: runs/NAME-OF-DATA."""
     dry_run: bool = False
     """Only say how many trials, minutes and megabytes it would take."""

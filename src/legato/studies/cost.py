@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from legato.lab.trial import Outcome
 from legato.studies import classify, objectives
+from legato.studies.prepared import Source, Task, prepare
+from legato.training import Batch
 
 ROUNDS = 80
 STEPS = 4
@@ -23,12 +25,12 @@ class CostConfig:
     """Canonical objectives; the first is the one that all are measured against."""
 
 
-def trial(config: CostConfig, source: classify.Source, factory: classify.Factory | None = None) -> Outcome:
+def trial(config: CostConfig, source: Source, factory: classify.Factory | None = None) -> Outcome:
     """Median over rounds of (an arm's step time / the first arm's in the same round), with a bootstrap interval.
 
     The first arm runs twice a round under two names: the ratio of those two is the measurement's own error (`again`).
     """
-    task = classify.prepare(config.setting, source)
+    task = prepare(config.setting, source)
     steps = [_Stepper(config.setting, task, arm, factory) for arm in (*config.arms, config.arms[0])]
     seconds = np.empty((ROUNDS, len(steps)))
     for round_ in range(-5, ROUNDS):  # five rounds to warm up
@@ -50,22 +52,28 @@ def trial(config: CostConfig, source: classify.Source, factory: classify.Factory
 class _Stepper:
     """One model in training, a few steps at a time."""
 
-    def __init__(
-        self, setting: classify.TrialConfig, task: classify.Task, arm: str, factory: classify.Factory | None
-    ) -> None:
+    def __init__(self, setting: classify.TrialConfig, task: Task, arm: str, factory: classify.Factory | None) -> None:
         self.model: nn.Module = classify.new_model(setting, task, factory).train()
-        self.criterion = objectives.parse(arm).build(setting.epochs)
+        self.objective = objectives.parse(arm).objective(classify.context(setting))
+        self.objective.begin_epoch(setting.epochs - 1)  # past every warm-up
         self.optimizer = classify.new_optimizer(setting, self.model.parameters())
-        self.inputs: Tensor = task.train.inputs[: setting.batch_size]
-        self.targets: Tensor = task.train.seen[: setting.batch_size]
+        rows = task.train
+        first = slice(setting.batch_size)
+        self.batch: Batch = (rows.inputs[first], rows.seen[first], rows.index[first])
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
-            self.optimizer.zero_grad(set_to_none=True)
-            self.criterion(self.model(self.inputs), self.targets).backward()
+            self.objective.gradients(self._gradients)
             self.optimizer.step()
-        if self.inputs.is_cuda:
-            torch.cuda.synchronize(self.inputs.device)
+            self.objective.after_step(self.model)
+        if self.batch[0].is_cuda:
+            torch.cuda.synchronize(self.batch[0].device)
+
+    def _gradients(self) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.objective.loss(self.model, self.batch, 1)
+        loss.backward()
+        return loss.detach()
 
 
 def _median(ratios: np.ndarray) -> list[float]:

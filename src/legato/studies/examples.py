@@ -4,13 +4,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from legato.data import Splits
+from legato.lab.store import Store
 from legato.studies.result import Result
 
 MOST = 24
 NAME = "examples"
 
 
-def save(result: Result, splits: Splits) -> None:
+def save(store: Store, result: Result, splits: Splits) -> None:
     """Write up to 24 test pictures; nothing for data without pictures or for a single objective."""
     if not splits.is_image or len(result.plan.arms) < 2:
         return
@@ -18,7 +19,7 @@ def save(result: Result, splits: Splits) -> None:
     share = max(1, MOST // (len(result.plan.label_noise) * len(result.plan.arms)))
     kept = [pick for group in _by_arm(found) for pick in group[:share]][:MOST]
     rows = np.array([row for row, _, _, _ in kept], dtype=np.int64)
-    result.store.write_arrays(
+    store.write_arrays(
         NAME,
         {
             "images": splits.test.inputs.numpy()[rows],
@@ -42,8 +43,7 @@ def _only_one_right(result: Result, noise: float) -> list[tuple[int, int, float,
 
 
 def _share_right(result: Result, noise: float, arm: str) -> NDArray[np.float64]:
-    plan, rates = result.plan, result.summary.rates
-    tables = [result.arrays(plan.trial(noise, arm, rates[noise, arm], seed, reads_test=True)) for seed in plan.seeds]
+    tables = [result.arrays(config) for config in result.readings(noise, arm)]
     shares: NDArray[np.float64] = (
         np.stack([t["prediction"] == t["true"] for t in tables]).astype(np.float64).mean(axis=0)
     )

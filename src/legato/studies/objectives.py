@@ -9,12 +9,26 @@ trained. `str(parse(text))` is canonical: it is what results are filed under. Re
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from legato import errors
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from legato.training import Objective
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an objective may ask about the training that it is built for."""
+
+    epochs: int
+    """Length of the training, for schedules."""
+    seed: int = 0
+    """For objectives that draw random numbers of their own."""
+    attack_radius: float | None = None
+    """Largest l-infinity change of an input, in units of pixels in 0 .. 1; None where nobody attacks."""
 
 
 @dataclass(frozen=True)
@@ -32,35 +46,89 @@ class Method:
 
     summary: str
     python: str
-    build: "Callable[..., nn.Module] | None" = None
+    build: "Callable[..., nn.Module | Objective] | None" = None
+    """`(context, **parameters)` -> a criterion `(logits, target) -> loss`, or an objective where the loss needs the model."""
     main: str = ""
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
 
-def _cross_entropy(*, label_smoothing: float = 0.0) -> "nn.Module":
+def _cross_entropy(context: Context, amount: float = 0.0) -> "nn.Module":
     from torch import nn
 
-    return nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+    return nn.CrossEntropyLoss(label_smoothing=amount)
 
 
-def _comp_sum(*, epochs: int, tau: float, warmup: float) -> "nn.Module":
+def _comp_sum(context: Context, tau: float, warmup: float = 0.0) -> "nn.Module":
     from legato.losses import CompSumLoss, Warmup
 
-    return CompSumLoss(Warmup(end=tau, epochs=math.ceil(warmup * epochs)) if warmup else tau)
+    return CompSumLoss(Warmup(end=tau, epochs=math.ceil(warmup * context.epochs)) if warmup else tau)
 
 
-def _focal(*, gamma: float) -> "nn.Module":
+def _focal(context: Context, gamma: float) -> "nn.Module":
     from legato.losses import FocalLoss
 
     return FocalLoss(gamma=gamma)
 
 
+def _margin(phi: str) -> "Callable[[Context], nn.Module]":
+    def build(context: Context) -> "nn.Module":
+        from legato.losses import MarginLoss
+
+        return MarginLoss(phi)
+
+    return build
+
+
+def _ensloss(context: Context, tail_power: float, random: float) -> "nn.Module":
+    from legato.losses import EnsLoss
+
+    return EnsLoss(tail_power=tail_power, random=bool(random), seed=context.seed)
+
+
+def _attack(context: Context, steps: float) -> dict[str, Any]:
+    """What all adversarial objectives are told of the attack.
+
+    Raises: LegatoValueError where the training has no radius.
+    """
+    if context.attack_radius is None:
+        raise errors.argument(
+            "objectives", expected="the largest change that an attacker may make, for adversarial objectives", got="none",
+            fix="--attack-radius 0.1 for pixels of 0 .. 1",
+        )  # fmt: skip
+    return {"radius": context.attack_radius, "bounds": (0.0, 1.0), "steps": int(steps), "seed": context.seed}
+
+
+def _pgd_at(context: Context, tau: float, steps: float) -> "Objective":
+    from legato import losses
+
+    return losses.PGDAdversarial(outer=losses.CompSumLoss(tau, reduction="none"), **_attack(context, steps))
+
+
+def _trades(context: Context, beta: float, steps: float) -> "Objective":
+    from legato.losses import Trades
+
+    return Trades(beta=beta, **_attack(context, steps))
+
+
+def _mart(context: Context, beta: float, steps: float) -> "Objective":
+    from legato.losses import Mart
+
+    return Mart(beta=beta, **_attack(context, steps))
+
+
+def _smooth_adversarial(context: Context, tau: float, nu: float, ramp: float, steps: float) -> "Objective":
+    from legato.losses import SmoothAdversarialLoss
+
+    return SmoothAdversarialLoss(tau=tau, nu=nu, ramp=math.ceil(ramp * context.epochs), **_attack(context, steps))
+
+
+STEPS = Parameter(7, low=1)
 LOSSES: Mapping[str, Method] = {
-    "ce": Method("cross-entropy", "torch.nn.CrossEntropyLoss()", lambda epochs: _cross_entropy()),
+    "ce": Method("cross-entropy", "torch.nn.CrossEntropyLoss()", _cross_entropy),
     "label-smoothing": Method(
         "cross-entropy against softened targets",
         "torch.nn.CrossEntropyLoss(label_smoothing={amount})",
-        lambda epochs, amount: _cross_entropy(label_smoothing=amount),
+        _cross_entropy,
         "amount",
         {"amount": Parameter(0.1, high=1.0)},
     ),
@@ -74,23 +142,55 @@ LOSSES: Mapping[str, Method] = {
     "gce": Method(
         "generalised cross-entropy (comp-sum with tau = 1 + q)",
         "legato.losses.gce(q={q})",
-        lambda epochs, q: _comp_sum(epochs=epochs, tau=1 + q, warmup=0.0),
+        lambda context, q: _comp_sum(context, tau=1 + q),
         "q",
         {"q": Parameter(0.7)},
     ),
     "mae": Method(
         "mean absolute error of the probabilities (comp-sum with tau = 2)",
         "legato.losses.mae()",
-        lambda epochs: _comp_sum(epochs=epochs, tau=2.0, warmup=0.0),
+        lambda context: _comp_sum(context, tau=2.0),
     ),
     "sum-exponential": Method(
         "sum-exponential loss (comp-sum with tau = 0)",
         "legato.losses.sum_exponential()",
-        lambda epochs: _comp_sum(epochs=epochs, tau=0.0, warmup=0.0),
+        lambda context: _comp_sum(context, tau=0.0),
     ),
     "focal": Method(
-        "focal loss", "legato.losses.FocalLoss(gamma={gamma})", lambda epochs, gamma: _focal(gamma=gamma), "gamma",
+        "focal loss", "legato.losses.FocalLoss(gamma={gamma})", _focal, "gamma",
         {"gamma": Parameter(2.0)},
+    ),
+    "hinge": Method("hinge loss of the margin", 'legato.losses.MarginLoss("hinge")', _margin("hinge")),
+    "exponential": Method("exponential loss of the margin", 'legato.losses.MarginLoss("exponential")', _margin("exponential")),
+    "log-tail": Method(
+        "a fixed margin loss with slope -min(1, 1/z): EnsLoss without the randomness", 'legato.losses.MarginLoss("log-tail")',
+        _margin("log-tail"),
+    ),
+    "ensloss": Method(
+        "a new random convex loss for every batch; random=0 takes its mean profile",
+        "legato.losses.EnsLoss(tail_power={tail_power}, random={random})",
+        _ensloss, "", {"tail_power": Parameter(1.0), "random": Parameter(1.0, high=2.0)},
+    ),
+    "pgd-at": Method(
+        "the comp-sum loss of attacked inputs; tau 1 is cross-entropy (needs --attack-radius)",
+        'legato.losses.PGDAdversarial(outer=legato.CompSumLoss({tau}, reduction="none"), radius={radius}, bounds=(0.0, 1.0), steps={steps})',
+        _pgd_at, "", {"tau": Parameter(1.0), "steps": STEPS},
+    ),
+    "trades": Method(
+        "cross-entropy and beta times the divergence under attack (needs --attack-radius)",
+        "legato.losses.Trades(beta={beta}, radius={radius}, bounds=(0.0, 1.0), steps={steps})",
+        _trades, "beta", {"beta": Parameter(6.0), "steps": STEPS},
+    ),
+    "mart": Method(
+        "boosted cross-entropy of attacked inputs, and beta times a weighted divergence (needs --attack-radius)",
+        "legato.losses.Mart(beta={beta}, radius={radius}, bounds=(0.0, 1.0), steps={steps})",
+        _mart, "beta", {"beta": Parameter(5.0), "steps": STEPS},
+    ),
+    "smooth-adversarial": Method(
+        "comp-sum loss and nu times the shift of margins under attack; ramp = share of the epochs (needs --attack-radius)",
+        "legato.losses.SmoothAdversarialLoss(tau={tau}, nu={nu}, radius={radius}, bounds=(0.0, 1.0), steps={steps})",
+        _smooth_adversarial, "nu",
+        {"tau": Parameter(1.0), "nu": Parameter(0.5), "ramp": Parameter(0.5, high=1.0), "steps": STEPS},
     ),
 }  # fmt: skip
 MODIFIERS: Mapping[str, Method] = {
@@ -132,21 +232,38 @@ class ObjectiveSpec:
         """`comp-sum tau=1.7 + ema decay=0.99`, `label-smoothing 0.1`."""
         return str(self).replace("+", " + ").replace(":", " ").replace(",", " ").replace("amount=", "")
 
-    @property
-    def python(self) -> str:
+    def python(self, context: Context) -> str:
         """The expression that makes the criterion."""
-        return LOSSES[self.loss.name].python.format(**{k: _number(v) for k, v in self.loss.values})
+        values = {key: _number(value) for key, value in self.loss.values}
+        return LOSSES[self.loss.name].python.format(**values, radius=context.attack_radius)
 
     @property
     def ema_decay(self) -> float | None:
         """The decay of the weight average, if the objective has one."""
         return next((dict(part.values)["decay"] for part in self.modifiers if part.name == "ema"), None)
 
-    def build(self, epochs: int) -> "nn.Module":
-        """The criterion `(logits, target) -> loss`; `epochs` is the length of the training, for schedules."""
+    @property
+    def calibrating_temperature(self) -> float:
+        """The temperature that theory gives: 1 / (2 - tau) after training with a comp-sum loss of tau < 2, else 1."""
+        values = dict(self.loss.values)
+        tau = {"comp-sum": values.get("tau", 1.0), "gce": 1 + values.get("q", 0.0), "sum-exponential": 0.0}
+        tau_of_loss = tau.get(self.loss.name, 1.0)
+        return 1 / (2 - tau_of_loss) if tau_of_loss < 2 else 1.0
+
+    def build(self, context: Context) -> "nn.Module | Objective":
+        """The criterion `(logits, target) -> loss`; for losses that need the model, the objective `(model, inputs, target) -> loss`."""
         method = LOSSES[self.loss.name]
         assert method.build is not None  # every loss has one; only modifiers have none
-        return method.build(epochs=epochs, **dict(self.loss.values))
+        return method.build(context, **dict(self.loss.values))
+
+    def objective(self, context: Context) -> "Objective":
+        """What `legato.fit` minimises."""
+        from torch import nn
+
+        from legato.training import Criterion
+
+        built = self.build(context)
+        return Criterion(built) if isinstance(built, nn.Module) else built
 
 
 def parse(text: str) -> ObjectiveSpec:

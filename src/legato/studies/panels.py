@@ -1,5 +1,7 @@
 """What the page of a comparison shows; every part is a plain function of the result."""
 
+from collections import Counter
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,9 +11,9 @@ from legato.lab.page import Cell, Figure, Page, Panel, Picture, Table
 from legato.lab.plots import Interval, Line
 from legato.lab.statistics import t_interval
 from legato.studies import examples, objectives
-from legato.studies.plan import index
 from legato.studies.result import Result
-from legato.studies.summary import ArmRow, condition
+from legato.studies.summary import condition
+from legato.studies.tables import tables
 
 
 def compare_page(result: Result) -> Page:
@@ -28,10 +30,10 @@ def compare_page(result: Result) -> Page:
         title=f"legato compare: {result.plan.setting.data}",
         verdict=result.verdict,
         figure=_forest(result, colours),
-        tables=tuple(_table(result, noise, colours) for noise in result.plan.label_noise),
+        tables=tables(result, colours),
         code=result.code,
         panels=tuple(panel for panel in panels if panel is not None),
-        method=_method(result),
+        method=method(result),
     )
 
 
@@ -60,50 +62,6 @@ def _forest(result: Result, colours: dict[str, str]) -> Figure | None:
                         caption=f"Paired over {len(result.plan.seeds)} seeds; the line at 0 is no difference to {base}.")  # fmt: skip
 
 
-def _table(result: Result, noise: float, colours: dict[str, str]) -> Table:
-    columns = (
-        "objective",
-        "rate",
-        "accuracy %",
-        "difference",
-        "over items",
-        "p (Holm)",
-        "NLL",
-        "ECE raw",
-        "ECE scaled",
-        "ECE true",
-        "sensitivity",
-        "NLL sens.",
-        "step time",
-        "diverged",
-    )
-    rows = result.summary.at(noise)
-    return Table(
-        columns,
-        tuple(_row(row) for row in rows),
-        f"{condition(noise)[0].upper()}{condition(noise)[1:]}",
-        tuple(colours[row.arm] for row in rows),
-    )
-
-
-def _row(row: ArmRow) -> tuple[Cell, ...]:
-    difference = row.difference
-    return (
-        Cell(row.label),
-        Cell(f"{row.learning_rate:g}", row.learning_rate),
-        Cell(row.accuracy.text(100, 1), row.accuracy.mean),
-        Cell(difference.difference.text(100, 1), difference.difference.mean) if difference else Cell("baseline", 0.0),
-        Cell(f"[{100 * row.over_items.low:.1f}, {100 * row.over_items.high:.1f}]", row.over_items.low)
-        if row.over_items
-        else Cell("", 0.0),
-        Cell(f"{difference.p_value:.2g}", difference.p_value) if difference else Cell("", 1.0),
-        *(Cell(f"{e.mean:.3f}", e.mean) for e in (row.nll_scaled, row.ece_raw, row.ece_scaled, row.ece_true)),
-        *(Cell(f"{e.mean:.3f}", e.mean) if e else Cell("", None) for e in (row.sensitivity, row.sensitivity_nll)),
-        Cell(f"{row.step_ratio[0]:.2f}x", row.step_ratio[0]) if row.step_ratio else Cell("", None),
-        Cell(str(row.diverged), row.diverged),
-    )
-
-
 def _band(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """[S, X] -> mean and 95% interval at each x."""
     estimates = [t_interval(column) if len(column) > 1 else None for column in values.T]
@@ -114,14 +72,17 @@ def _band(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.
 
 
 def _profiles(result: Result, colours: dict[str, str]) -> Panel | None:
-    plan, done = result.plan, index(result.store.records())
+    plan = result.plan
     if plan.fixed_rates or len(plan.learning_rates) < 2:
         return None
 
     def line(noise: float, arm: str) -> Line:
         accuracy = np.array(
             [
-                [100 * (1 - done[plan.trial(noise, arm, r, s)]["validation_error"]) for r in plan.learning_rates]
+                [
+                    100 * (1 - result.metrics(plan.trial(noise, arm, r, s))["validation_error"])
+                    for r in plan.learning_rates
+                ]
                 for s in plan.seeds
             ]
         )
@@ -137,15 +98,10 @@ def _profiles(result: Result, colours: dict[str, str]) -> Panel | None:
 
 
 def _curves(result: Result, colours: dict[str, str]) -> Panel:
-    plan, done = result.plan, index(result.store.records())
+    plan = result.plan
 
     def line(noise: float, arm: str) -> Line:
-        curves = [
-            done[plan.trial(noise, arm, result.summary.rates[noise, arm], s, reads_test=True)]["curves"][
-                "validation_error"
-            ]
-            for s in plan.seeds
-        ]
+        curves = [result.metrics(config)["curves"]["validation_error"] for config in result.readings(noise, arm)]
         epochs = max(len(curve) for curve in curves)
         table = np.array(
             [
@@ -171,24 +127,40 @@ def _curves(result: Result, colours: dict[str, str]) -> Panel:
 
 def _calibration(result: Result, colours: dict[str, str]) -> Panel:
     plan = result.plan
-    panels = {}
-    for noise in plan.label_noise:
-        for arm in plan.arms:
-            tables = [
-                result.arrays(plan.trial(noise, arm, result.summary.rates[noise, arm], s, reads_test=True))
-                for s in plan.seeds
-            ]
-            sure = np.concatenate([t["raw_confidence"] for t in tables])
-            right = np.concatenate([t["prediction"] == t["seen"] for t in tables])
-            confidence, accuracy, count = metrics.reliability(sure, right)
-            kept = count >= 10
-            panels[f"{_label(arm)}, noise {noise:g}"] = (arm, confidence[kept], accuracy[kept])
-    figure = plots.reliability("reliability", panels, colours, alt="Accuracy against confidence for each objective")
+    figures = tuple(
+        plots.reliability(
+            f"reliability-{place}",
+            {_label(arm): (arm, *_bins(result, noise, arm)) for arm in plan.arms},
+            colours,
+            alt=f"Accuracy against confidence for each objective, {condition(noise)}",
+            caption=_capital(condition(noise)),
+        )
+        for place, noise in enumerate(plan.label_noise)
+    )
     return Panel(
         "Can its probabilities be believed?",
         "Accuracy against confidence, raw, on test labels with the noise of training. Below the diagonal is overconfident.",
-        (figure,),
+        figures,
     )
+
+
+def _bins(result: Result, noise: float, arm: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean confidence and accuracy of the bins that hold ten or more rows, over all seeds."""
+    bins = [result.metrics(config)["reliability"] for config in result.readings(noise, arm)]
+    count = np.array([b["count"] for b in bins])
+    total = count.sum(axis=0)
+    kept = total >= 10
+
+    def mean(key: str) -> NDArray[np.float64]:
+        values = np.array([b[key] for b in bins], dtype=np.float64)  # None, an empty bin, becomes NaN
+        found: NDArray[np.float64] = np.nansum(values * count, axis=0)[kept] / total[kept]
+        return found
+
+    return mean("confidence"), mean("accuracy")
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _classes(result: Result) -> Panel:
@@ -196,10 +168,7 @@ def _classes(result: Result) -> Panel:
     noise = plan.label_noise[-1]
     counts = {}
     for arm in plan.arms:
-        tables = [
-            result.arrays(plan.trial(noise, arm, result.summary.rates[noise, arm], s, reads_test=True))
-            for s in plan.seeds
-        ]
+        tables = [result.arrays(config) for config in result.readings(noise, arm)]
         counts[arm] = np.sum([metrics.confusion(t["prediction"], t["true"], len(names)) for t in tables], axis=0)
     recall = {arm: np.diag(c) / np.maximum(c.sum(axis=1), 1) for arm, c in counts.items()}
     rows = tuple(
@@ -245,11 +214,12 @@ def _examples(result: Result) -> Panel | None:
     )
 
 
-def _method(result: Result) -> tuple[tuple[str, str], ...]:
+def method(result: Result) -> tuple[tuple[str, str], ...]:
+    """How it was measured, as pairs of a word and what there is to say."""
     plan, about = result.plan, result.about
     setting, origin = plan.setting, about["provenance"]
-    rows, machine = about["rows"], about["environment"]
-    seconds = sum(record.seconds for record in result.store.records())
+    rows, machine = about["rows"], result.store.read_environment()
+    seconds = sum(record.seconds for record in result.records.values())
     return (
         ("data", f"{origin['name']} ({origin['source']}), {origin['licence']}. {origin['citation']}"),
         ("done to it", "\n".join(origin["notes"]) or "nothing"),
@@ -260,7 +230,14 @@ def _method(result: Result) -> tuple[tuple[str, str], ...]:
         ("seeds", f"{plan.seeds[0]} to {plan.seeds[-1]}; each has its own validation cut, noise, initial weights and batches, equal for all objectives"),
         ("statistics", "paired t intervals, 95%, Holm-corrected over objectives; 'over items' also draws the test items again (two-way bootstrap)"),
         ("test set", "read once for each objective and seed, by the model of the chosen learning rate"),
-        ("machine", ", ".join(f"{key} {value}" for key, value in machine.items())),
+        ("machine", ", ".join(f"{key} {value}" for key, value in machine.items() if value is not None and key != "also")),
         ("cost", f"{seconds:.0f} seconds of training on one thread each"),
+        ("said during training", "\n".join(_warnings(result)) or "nothing"),
         ("draw again", "legato page FOLDER"),
     )  # fmt: skip
+
+
+def _warnings(result: Result) -> list[str]:
+    """What objectives warned of, each once, with the number of trials that said so."""
+    said = Counter(text for record in result.records.values() for text in record.metrics.get("warnings", []))
+    return [f"{count} trials: {text}" for text, count in sorted(said.items())]

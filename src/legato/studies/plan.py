@@ -11,8 +11,9 @@ from legato.lab.trial import Record
 from legato.studies import objectives
 from legato.studies.classify import TrialConfig
 from legato.studies.cost import CostConfig
+from legato.studies.references import ReferenceConfig
 
-AnyConfig: TypeAlias = TrialConfig | CostConfig
+AnyConfig: TypeAlias = TrialConfig | CostConfig | ReferenceConfig
 Results: TypeAlias = Mapping[AnyConfig, Mapping[str, Any]]
 Rates: TypeAlias = Mapping[tuple[float, str], float]
 """(label noise, objective) -> learning rate."""
@@ -34,6 +35,8 @@ class Plan:
     """(label noise, objective, learning rate) chosen earlier on other seeds; then nothing is tuned here."""
     reads_test: bool = True
     """False stops after tuning."""
+    references: tuple[str, ...] = ()
+    """Models without an objective."""
     notes: tuple[str, ...] = ()
     """What was trimmed, said in words."""
 
@@ -70,6 +73,26 @@ class Plan:
             for arm in self.arms
         ]
 
+    def reference(self, noise: float, name: str, seed: int) -> ReferenceConfig:
+        """The config of a reference model."""
+        setting = self.setting
+        return ReferenceConfig(
+            setting.data,
+            setting.data_sha256,
+            name,
+            seed,
+            noise,
+            setting.noise_kind,
+            setting.validation_labels,
+            setting.train_rows,
+        )
+
+    def reference_trials(self) -> list[ReferenceConfig]:
+        """One for each reference, noise level and seed."""
+        return [
+            self.reference(n, name, seed) for seed in self.seeds for n in self.label_noise for name in self.references
+        ]
+
     def cost(self) -> CostConfig:
         """The measurement of step times, at a rate and seed that do not matter."""
         return CostConfig(replace(self.setting, learning_rate=self.learning_rates[0], seed=self.seeds[0]), self.arms)
@@ -81,7 +104,11 @@ class Plan:
         """
         if self.fixed_rates:
             return {(noise, arm): rate for noise, arm, rate in self.fixed_rates}
-        first, second = ("error", "nll_scaled") if self.select_by == "error" else ("nll_scaled", "error")
+        first, second = {
+            "error": ("error", "nll_scaled"),
+            "nll": ("nll_scaled", "error"),
+            "robust-error": ("robust_error", "error"),
+        }[self.select_by]
 
         def score(noise: float, arm: str, rate: float) -> tuple[float, float]:
             rows = [results[self.trial(noise, arm, rate, seed)] for seed in self.seeds]
@@ -96,12 +123,12 @@ class Plan:
             for arm in self.arms
         }
 
-    def trainings(self, done: "Results") -> list[TrialConfig]:
-        """All trainings that can be named now: the grid and, once it is done, the readings of the chosen rates."""
+    def trainings(self, done: "Results") -> list[TrialConfig | ReferenceConfig]:
+        """All trainings that can be named now: the grid and, once it is done, the readings of the chosen rates and the references."""
         grid = self.grid()
         if not self.reads_test or not all(config in done for config in grid):
-            return grid
-        return grid + self.readings(self.choose(done))
+            return [*grid]
+        return [*grid, *self.readings(self.choose(done)), *self.reference_trials()]
 
 
 def next_trials(plans: Sequence[Plan], records: Sequence[Record]) -> list[AnyConfig]:
@@ -124,6 +151,8 @@ def revive(fields: Mapping[str, Any]) -> AnyConfig:
     """The config that a stored record was made from."""
     if "arms" in fields:
         return CostConfig(TrialConfig(**fields["setting"]), tuple(fields["arms"]))
+    if "reference" in fields:
+        return ReferenceConfig(**fields)
     return TrialConfig(**fields)
 
 

@@ -4,16 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from legato import errors
-from legato.lab.store import Store, read_config
+from legato.lab.pack import Results, open_results
+from legato.lab.trial import Record
 from legato.studies import objectives, summary
-from legato.studies.plan import AnyConfig, Plan, index, next_trials, plan_from_json
+from legato.studies.classify import TrialConfig
+from legato.studies.objectives import Context
+from legato.studies.plan import AnyConfig, Plan, next_trials, plan_from_json, revive
 from legato.studies.summary import ArmRow, Summary
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -22,35 +25,48 @@ class Best:
 
     objective: str
     learning_rate: float
-    epochs: int
+    context: Context
 
     @property
-    def criterion(self) -> "nn.Module":
-        """A fresh criterion `(logits, target) -> loss`."""
-        return objectives.parse(self.objective).build(self.epochs)
+    def criterion(self) -> Any:
+        """A fresh criterion `(logits, target) -> loss`; an adversarial objective is `(model, inputs, target) -> loss`."""
+        return objectives.parse(self.objective).build(self.context)
 
     @property
     def python(self) -> str:
         """The lines for the user's own loop."""
-        lines = f"criterion = {objectives.parse(self.objective).python}\nlearning_rate = {self.learning_rate:g}"
+        lines = f"criterion = {objectives.parse(self.objective).python(self.context)}\nlearning_rate = {self.learning_rate:g}"
         return f"import {'legato' if 'legato.' in lines else 'torch'}\n{lines}"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a comparison found. Everything is computed from the files in `folder`."""
+    """What a comparison found. Everything is computed from its store."""
 
     folder: Path
-    store: Any
+    """Where its page goes."""
+    store: Results
     about: Mapping[str, Any]
     plan: Plan
     summary: Summary
-    keys: Mapping[AnyConfig, str]
+    records: Mapping[AnyConfig, Record]
 
     def arrays(self, config: AnyConfig) -> dict[str, Any]:
         """Predictions, confidences and labels of one test reading."""
-        arrays: dict[str, Any] = self.store.arrays(self.keys[config])
-        return arrays
+        return self.store.arrays(self.records[config].key)
+
+    def metrics(self, config: AnyConfig) -> dict[str, Any]:
+        """The numbers of one trial."""
+        return self.records[config].metrics
+
+    def readings(self, noise: float, arm: str) -> list[TrialConfig]:
+        """The trials that read the test set for an arm, one a seed."""
+        rate = self.summary.rates[noise, arm]
+        return [self.plan.trial(noise, arm, rate, seed, reads_test=True) for seed in self.plan.seeds]
+
+    def column(self, noise: float, arm: str, metric: str) -> NDArray[np.float64]:
+        """[S] a metric of an arm's test readings."""
+        return np.array([self.metrics(config)[metric] for config in self.readings(noise, arm)], dtype=np.float64)
 
     @property
     def verdict(self) -> str:
@@ -62,7 +78,8 @@ class Result:
         if label_noise not in self.plan.label_noise:
             raise errors.argument("label_noise", expected=f"one of {list(self.plan.label_noise)}", got=label_noise)
         row = self.summary.winner(label_noise)
-        return Best(row.arm, row.learning_rate, self.plan.setting.epochs)
+        setting = self.plan.setting
+        return Best(row.arm, row.learning_rate, Context(setting.epochs, setting.seed, setting.attack_radius))
 
     @property
     def best(self) -> Best:
@@ -85,7 +102,7 @@ class Result:
         """The Python that uses the winner, for each level of label noise."""
         if len({self.best_at(noise).python for noise in self.plan.label_noise}) == 1:
             return self.best.python
-        return "\n".join(
+        return "\n\n".join(
             f"# {summary.condition(noise)}\n{self.best_at(noise).python}" for noise in self.plan.label_noise
         )
 
@@ -96,21 +113,36 @@ class Result:
 def open_result(path: str | Path) -> Result:
     """Open the folder of a finished comparison, or its pack.
 
-    Raises: StoreError when the folder holds no comparison, or one whose trials are not all there.
+    Raises: StoreError when there is no comparison, or one whose trials are not all there.
     """
-    about = read_config(Path(path))
-    store = Store(path, about["study"], about["schema"])
+    store = open_results(Path(path))
+    about = store.read_config()
+    if "plan" not in about:
+        raise errors.StoreError(f"{path}: holds the study {about['study']}, not a comparison. Fix: legato page {path}.")
+    return result_of(store, about, page_folder(Path(path)))
+
+
+def result_of(store: Results, about: Mapping[str, Any], folder: Path) -> Result:
+    """The comparison that `about` describes, from the trials in `store`; its page goes to `folder`.
+
+    Raises: StoreError when trials are missing.
+    """
     plan = plan_from_json(about["plan"])
     records = store.records()
-    results = index(records)
-    missing = [config for config in next_trials([plan], records) if config not in results]
+    found = {revive(record.config): record for record in records}
+    results = {config: record.metrics for config, record in found.items()}
+    missing = [config for config in next_trials([plan], records) if config not in found]
     if missing:
         raise errors.StoreError(
-            f"{path}: {len(missing)} trials are missing. Fix: run the command that made it again; it finishes the rest."
+            f"{folder}: {len(missing)} trials are missing. Fix: run the command that made it again; it finishes the rest."
         )
-    keys = {config: record.key for config, record in zip(results, records, strict=True)}
-    done = summary.summarise(plan, results, lambda config: store.arrays(keys[config]))
-    return Result(Path(path), store, about, plan, done, keys)
+    done = summary.summarise(plan, results, lambda config: store.arrays(found[config].key))
+    return Result(folder, store, about, plan, done, found)
+
+
+def page_folder(path: Path) -> Path:
+    """Where the page of a run goes: into its folder, or for a pack into the folder beside it that has its name."""
+    return path.with_name(path.name.partition(".")[0]) if path.is_file() else path
 
 
 def _plain(row: ArmRow) -> dict[str, Any]:

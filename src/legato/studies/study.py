@@ -1,93 +1,90 @@
 """`legato study NAME`: a paper's claims put to the test, in three forms that share one grid.
 
-smoke    minutes no, seconds yes: does everything still run? No verdict.
+smoke    seconds: does everything still run? No verdict.
 full     tunes every arm with equal trials on validation data, seeds 0 to 4; never reads the test set; writes tuned.json.
 confirm  tunes nothing: committed learning rates, fresh seeds 100 to 109, the test set read for the first time. Gives the verdicts.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from legato import errors
-from legato.lab import claims as lab_claims
-from legato.lab import page, palette, plots
-from legato.lab.claims import NOT_TESTED, Judged
+from legato.lab import page
+from legato.lab.claims import Judged
 from legato.lab.files import pack_json, write
-from legato.lab.page import Cell, Page, Panel, Table
-from legato.lab.plots import Interval
+from legato.lab.pack import open_results, pack
 from legato.lab.store import Store
-from legato.studies import compare
-from legato.studies.config import CompareConfig
+from legato.studies import adversarial, comp_sum, compare, ensloss, study_page, verdicts
+from legato.studies.compare import Job
 from legato.studies.plan import Plan, index
-from legato.studies.result import Result
+from legato.studies.result import open_result, page_folder, result_of
+from legato.studies.spec import Part, Spec
 
 Form = Literal["smoke", "full", "confirm"]
-FAMILY = ("ce", "label-smoothing:0.1", "comp-sum:0", "comp-sum:0.5", "comp-sum:1.5", "comp-sum:1.7", "comp-sum:2")
-GRID = CompareConfig(objectives=FAMILY, label_noise=(0.0, 0.4), learning_rates=(0.01, 0.03, 0.1, 0.3, 1.0))
+STUDIES: Mapping[str, Spec] = {"comp-sum": comp_sum.SPEC, "ensloss": ensloss.SPEC, "adversarial": adversarial.SPEC}
 
 
-@dataclass(frozen=True)
-class Spec:
-    """A study: its parts are comparisons, each in a folder of its own."""
-
-    paper: str
-    title: str
-    parts: Mapping[str, CompareConfig]
-
-
-STUDIES: Mapping[str, Spec] = {
-    "comp-sum": Spec(
-        "2304.07288",
-        "Comp-sum losses over tau, with clean and with corrupted labels",
-        {
-            "fashion-mini mlp": replace(GRID, data="fashion-mini", model="mlp"),
-            "digits mlp": replace(GRID, data="digits", model="mlp", epochs=40),
-            "fashion-mini convnet": replace(GRID, data="fashion-mini", model="convnet"),
-        },
-    )
-}
-
-
-def run(name: str, form: Form, *, workers: int | None = None, out: Path | None = None) -> tuple[Path, list[Judged]]:
+def run(
+    name: str, form: Form, *, workers: int | None = None, out: Path | None = None, packed: bool = False
+) -> tuple[Path, list[Judged]]:
     """Finish a form of a study; the claims are judged by the form `confirm` alone.
 
+    Args:
+        workers: processes side by side; default: the number of cores.
+        out: folder of the run; default runs/study-NAME-FORM.
+        packed: also write the store as one file, OUT.jsonl.xz.
+    Returns: the path of the page (of tuned.json for the form `full`), and the judged claims.
     Raises: LegatoValueError for an unknown study, or when `confirm` has no committed learning rates yet.
     """
-    if name not in STUDIES:
-        raise errors.choice("study", name, STUDIES)
+    spec = named(name)
     folder = out or Path("runs") / f"study-{name}-{form}"
-    results: dict[str, Result] = {}
-    rates: dict[str, list[tuple[float, str, float]]] = {}
-    for part, asked in STUDIES[name].parts.items():
-        config = replace(_form(asked, form), workers=workers, out=folder / part.replace(" ", "-"))
-        source, splits = compare.load(config)
-        plan = compare.make_plan(config, splits, source)
-        if form == "full":
-            plan = replace(plan, reads_test=False)
-            rates[part] = _tune(config, plan)
-            continue
-        if form == "confirm":
-            plan = replace(plan, fixed_rates=tuned(name, part, plan))
-        results[part] = compare.finish(config, plan, source, splits)
-        results[part].page()
+    jobs = {part: _job(name, part, form) for part in _parts(spec, form)}
+    store = Store(folder, compare.STUDY, compare.SCHEMA)
+    described = {part: compare.description(job) for part, job in jobs.items()}
+    store.write_config({"name": name, "form": form, "parts": described})
+    records = compare.train(list(jobs.values()), store, workers=compare.workers_of(workers), backend="loky")
+    if packed:
+        pack(open_results(folder), folder.with_name(f"{folder.name}.jsonl.xz"))
     if form == "full":
+        done = index(records)
+        rates = {
+            part: [(noise, arm, rate) for (noise, arm), rate in job.plan.choose(done).items()]
+            for part, job in jobs.items()
+        }
         write(folder / "tuned.json", pack_json(rates))
         return folder / "tuned.json", []
-    judged = lab_claims.judge(claims_of(name), _differences(name, results)) if form == "confirm" else []
-    return page.write(_page(name, form, results, judged), folder), judged
+    return draw(folder)
 
 
-def claims_of(name: str) -> tuple[lab_claims.Claim, ...]:
-    """The claims of a study's paper, with those that no run can test."""
-    path = Path(str(files("legato.studies") / "claims.toml"))
-    return tuple(claim for claim in lab_claims.load(path) if claim.paper == STUDIES[name].paper)
+def draw(path: Path) -> tuple[Path, list[Judged]]:
+    """Draw the page of a finished study from its folder or pack alone, and judge its claims again.
+
+    Raises: StoreError when trials are missing.
+    """
+    store = open_results(path)
+    about = store.read_config()
+    name, form, folder = about["name"], about["form"], page_folder(path)
+    results = {part: result_of(store, described, folder) for part, described in about["parts"].items()}
+    judged = verdicts.judge(name, named(name).paper, results) if form == "confirm" else []
+    return page.write(study_page.build(name, named(name), form, results, judged), folder), judged
+
+
+def redraw(path: Path) -> Path:
+    """Draw the page of a comparison or a study again, from its folder or its pack."""
+    if "parts" in open_results(path).read_config():
+        return draw(path)[0]
+    return open_result(path).page()
+
+
+def named(name: str) -> Spec:
+    """The study of this name. Raises LegatoValueError with the nearest one."""
+    if name not in STUDIES:
+        raise errors.choice("study", name, STUDIES)
+    return STUDIES[name]
 
 
 def tuned(name: str, part: str, plan: Plan) -> tuple[tuple[float, str, float], ...]:
@@ -96,7 +93,7 @@ def tuned(name: str, part: str, plan: Plan) -> tuple[tuple[float, str, float], .
     Raises: LegatoValueError when there are none, or when they are not those of the plan's arms and noise levels.
     """
     path = files("legato.studies") / "tuned" / f"{name}.json"
-    fix = f"legato study {name} --form full, then commit its tuned.json as studies/tuned/{name}.json"
+    fix = f"legato study {name}, then commit its tuned.json as studies/tuned/{name}.json"
     try:
         rows = tuple(
             (float(noise), str(arm), float(rate))
@@ -111,88 +108,35 @@ def tuned(name: str, part: str, plan: Plan) -> tuple[tuple[float, str, float], .
     return rows
 
 
-def _form(config: CompareConfig, form: Form) -> CompareConfig:
+def _parts(spec: Spec, form: Form) -> list[str]:
+    """What a form runs: smoke a few parts, full those that are tuned, confirm all."""
+    if form == "smoke":
+        return list(spec.smoke)
+    return [name for name, part in spec.parts.items() if form == "confirm" or part.fixed_rate is None]
+
+
+def _job(name: str, part: str, form: Form) -> Job:
+    asked = STUDIES[name].parts[part]
+    config = asked.config
+    if form == "smoke":
+        rates = (config.learning_rates[0],) if config.learning_rates != "auto" else config.learning_rates
+        config = replace(config, seeds=2, epochs=1, learning_rates=rates, objectives=config.objectives[:2])
+    elif form == "full":
+        config = replace(config, seeds=5, first_seed=0)
+    else:
+        config = replace(config, seeds=10, first_seed=100)
+    job = compare.make_job(config)
+    return replace(job, plan=_fixed(name, part, asked, form, job.plan))
+
+
+def _fixed(name: str, part: str, asked: Part, form: Form, plan: Plan) -> Plan:
+    """The plan with what the form decides: `full` reads no test data, `confirm` tunes nothing."""
+    plan = replace(plan, setting=replace(plan.setting, keeps_test_curve=asked.keeps_test_curve))
     if form == "full":
-        return replace(config, seeds=5, first_seed=0)
-    if form == "confirm":
-        return replace(config, seeds=10, first_seed=100)
-    return replace(config, seeds=2, epochs=1, learning_rates=(0.1,), objectives=("ce", "comp-sum:1.7"))
-
-
-def _tune(config: CompareConfig, plan: Plan) -> list[tuple[float, str, float]]:
-    store = Store(compare.folder_of(config), compare.STUDY, compare.SCHEMA)
-    records = compare.train(
-        config,
-        plan,
-        store,
-        partial(compare.run_trial, source=compare.load(config)[0], factory=None, models=store.folder),
-    )
-    return [(noise, arm, rate) for (noise, arm), rate in plan.choose(index(records)).items()]
-
-
-def _differences(name: str, results: Mapping[str, Result]) -> dict[str, np.ndarray]:
-    """claim -> accuracy of its arm minus that of its baseline, one number a seed."""
-
-    def accuracy(result: Result, noise: float, arm: str) -> np.ndarray:
-        done, rates = index(result.store.records()), result.summary.rates
-        cells = [result.plan.trial(noise, arm, rates[noise, arm], seed, reads_test=True) for seed in result.plan.seeds]
-        return np.array([1 - done[cell]["test_error"] for cell in cells])
-
-    return {
-        claim.id: accuracy(results[claim.part], claim.label_noise, claim.arm)
-        - accuracy(results[claim.part], claim.label_noise, claim.baseline)
-        for claim in claims_of(name)
-        if claim.study == name
-    }
-
-
-def _page(name: str, form: Form, results: Mapping[str, Result], judged: Sequence[Judged]) -> Page:
-    spec = STUDIES[name]
-    tested = [j for j in judged if j.difference is not None]
-    counts = [
-        f"{sum(j.verdict == word for j in judged)} {word}"
-        for word in ("shows", "does not show", "undecided", NOT_TESTED)
-    ]
-    verdict = f"Of {len(judged)} claims: {', '.join(counts)}" if judged else f"Form {form}: everything runs, no verdict"
-    rows = tuple(
-        (
-            Cell(j.verdict),
-            Cell(j.claim.id),
-            Cell(j.difference.text(100, 1) if j.difference else j.claim.reason),
-            Cell(f"{100 * j.claim.minimal_effect:g}" if j.difference else ""),
-            Cell(f"{j.p_value:.2g}" if j.p_value is not None else ""),
-        )
-        for j in judged
-    )
-    table = Table(("verdict", "claim", "points [95%, Holm]", "needed", "p"), rows)
-    forest = (
-        plots.forest(
-            "claims",
-            [
-                Interval(
-                    j.verdict,
-                    j.verdict,
-                    j.claim.id,
-                    *(100 * v for v in (j.difference.mean, j.difference.low, j.difference.high)),
-                )
-                for j in tested
-                if j.difference
-            ],
-            palette.colours(("shows", "undecided", "does not show"), "undecided"),
-            unit="points of test accuracy, arm minus baseline",
-            alt=verdict,
-        )
-        if tested
-        else None
-    )
-    words = "\n".join(f"{j.claim.id}: {j.claim.words}" for j in judged)
-    panels = [Panel(part, result.verdict) for part, result in results.items()]
-    method = (
-        ("claims", words),
-        ("paper", f"arXiv {spec.paper}"),
-        ("form", form),
-        ("run again", f"legato study {name} --form {form}"),
-    )
-    return Page(
-        f"legato study {name}: {spec.title}", verdict, forest, (table,) if rows else (), "", tuple(panels), method
-    )
+        return replace(plan, reads_test=False)
+    if form == "smoke":
+        return plan
+    if asked.fixed_rate is None:
+        return replace(plan, fixed_rates=tuned(name, part, plan))
+    rates = tuple((noise, arm, asked.fixed_rate) for noise in plan.label_noise for arm in plan.arms)
+    return replace(plan, fixed_rates=rates)

@@ -41,11 +41,25 @@ class ArmRow:
     sensitivity_nll: Estimate | None
     step_ratio: tuple[float, float, float] | None
     """Time of a step over the baseline's: median, low, high."""
+    robust: Estimate | None = None
+    """Accuracy under attack, where one was measured."""
+    at_edge: bool = False
+    """Whether the chosen learning rate is the smallest or largest that was tried, so that a better one may lie beyond."""
 
     @property
     def label(self) -> str:
         """The objective for people."""
         return objectives.parse(self.arm).label
+
+
+@dataclass(frozen=True)
+class ReferenceRow:
+    """A model without an objective; the difference is to the baseline, uncorrected, since it is not one of the arms."""
+
+    name: str
+    noise: float
+    accuracy: Estimate
+    difference: Estimate
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,7 @@ class Summary:
     plan: Plan
     rates: Rates
     rows: tuple[ArmRow, ...]
+    references: tuple[ReferenceRow, ...] = ()
 
     def at(self, noise: float) -> tuple[ArmRow, ...]:
         """The rows of one level of label noise."""
@@ -71,7 +86,17 @@ def summarise(plan: Plan, results: Results, arrays: ReadArrays) -> Summary:
     """Rows in the order of noise levels and arms."""
     rates = plan.choose(results)
     rows = [row for noise in plan.label_noise for row in _rows(plan, results, arrays, rates, noise)]
-    return Summary(plan, rates, tuple(rows))
+    references = tuple(
+        _reference(plan, results, rates, noise, name) for noise in plan.label_noise for name in plan.references
+    )
+    return Summary(plan, rates, tuple(rows), references)
+
+
+def _reference(plan: Plan, results: Results, rates: Rates, noise: float, name: str) -> ReferenceRow:
+    errors_ = np.array([results[plan.reference(noise, name, seed)]["test_error"] for seed in plan.seeds])
+    base = [plan.trial(noise, plan.baseline, rates[noise, plan.baseline], s, reads_test=True) for s in plan.seeds]
+    theirs = _column(results, base, "test_error")
+    return ReferenceRow(name, noise, statistics.t_interval(1 - errors_), statistics.t_interval(theirs - errors_))
 
 
 def _rows(plan: Plan, results: Results, arrays: ReadArrays, rates: Rates, noise: float) -> list[ArmRow]:
@@ -100,6 +125,10 @@ def _rows(plan: Plan, results: Results, arrays: ReadArrays, rates: Rates, noise:
             sensitivity=_sensitivity(plan, results, noise, arm, "validation_error"),
             sensitivity_nll=_sensitivity(plan, results, noise, arm, "validation_nll_scaled"),
             step_ratio=tuple(ratio[arm]) if arm in ratio else None,
+            robust=_robust(results, configs),
+            at_edge=not plan.fixed_rates
+            and len(plan.learning_rates) > 2
+            and rates[noise, arm] in (min(plan.learning_rates), max(plan.learning_rates)),
         )
         for arm, configs in readings.items()
     ]
@@ -107,6 +136,12 @@ def _rows(plan: Plan, results: Results, arrays: ReadArrays, rates: Rates, noise:
 
 def _column(results: Results, configs: Sequence[TrialConfig], key: str) -> NDArray[np.float64]:
     return np.array([results[config][key] for config in configs], dtype=np.float64)
+
+
+def _robust(results: Results, configs: Sequence[TrialConfig]) -> Estimate | None:
+    if "test_robust_error" not in results[configs[0]]:
+        return None
+    return statistics.t_interval(1 - _column(results, configs, "test_robust_error"))
 
 
 def _correct(arrays: ReadArrays, configs: Sequence[TrialConfig]) -> NDArray[np.float64]:
@@ -140,13 +175,22 @@ def verdict(summary: Summary, name: str) -> str:
         else f"each objective at the best of {len(plan.learning_rates)} learning rates by validation {plan.select_by}"
     )
     how = f"{name}, {plan.setting.model}, {len(plan.seeds)} seeds, {tuned}; intervals are 95%, corrected for {max(1, len(plan.arms) - 1)} comparisons."
-    return " ".join(
-        [
-            first[0].upper() + first[1:] + ".",
-            f"Measured on {how}",
-            *(f"{note[0].upper()}{note[1:]}." for note in plan.notes),
-        ]
-    )
+    notes = [*plan.notes, *_edges(summary)]
+    return " ".join([_capital(first) + ".", f"Measured on {how}", *(f"{_capital(note)}." for note in notes)])
+
+
+def _edges(summary: Summary) -> list[str]:
+    """A warning for objectives whose best rate was the last of the grid."""
+    arms = dict.fromkeys(row.label for row in summary.rows if row.at_edge)
+    if not arms:
+        return []
+    return [
+        f"the best learning rate of {', '.join(arms)} is at the edge of the grid: a wider --learning-rates may change this"
+    ]
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def condition(noise: float) -> str:

@@ -1,0 +1,93 @@
+"""The page of a study: the claims with their verdicts on top, then each comparison in short."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from legato.lab import palette, plots
+from legato.lab.claims import WORDS, Judged
+from legato.lab.page import Cell, Figure, Page, Panel, Table
+from legato.lab.plots import Interval
+from legato.studies import panels
+from legato.studies.result import Result
+from legato.studies.spec import Spec
+
+
+def build(name: str, spec: Spec, form: str, results: Mapping[str, Result], judged: Sequence[Judged]) -> Page:
+    """Everything in one page; `judged` is empty but for the form `confirm`."""
+    verdict = _verdict(judged) if judged else f"Form {form}: everything runs. Only the form confirm gives verdicts"
+    return Page(
+        title=f"legato study {name}: {spec.title}",
+        verdict=verdict,
+        figure=_forest(judged, verdict),
+        tables=(_claims(judged),) if judged else (),
+        code="",
+        panels=(*(_part(part, result) for part, result in results.items()), *spec.panels(results)),
+        method=_method(name, spec, form, results),
+    )
+
+
+def _verdict(judged: Sequence[Judged]) -> str:
+    count = Counter(j.verdict for j in judged)
+    return f"Of {len(judged)} claims: {', '.join(f'{count[word]} {word}' for word in WORDS if count[word])}"
+
+
+def _forest(judged: Sequence[Judged], verdict: str) -> Figure | None:
+    rows = [
+        Interval(j.verdict, j.verdict, j.claim.id, *(100 * v for v in (j.difference.mean, j.difference.low, j.difference.high)))
+        for word in WORDS
+        for j in judged
+        if j.verdict == word and j.difference is not None
+    ]  # fmt: skip
+    if not rows:
+        return None
+    colours = palette.colours(WORDS[:3], WORDS[2])
+    caption = "Intervals are paired over seeds and corrected over all tested claims; the line at 0 is no difference."
+    return plots.forest("claims", rows, colours, unit="points in favour of the claim", alt=verdict, caption=caption)
+
+
+def _claims(judged: Sequence[Judged]) -> Table:
+    def points(j: Judged) -> Cell:
+        return Cell(j.difference.text(100, 1), j.difference.mean) if j.difference else Cell("", None)
+
+    rows = tuple(
+        (
+            Cell(j.claim.id),
+            Cell(j.verdict),
+            points(j),
+            Cell(f"{100 * j.claim.minimal_effect:g}", j.claim.minimal_effect) if j.difference else Cell("", None),
+            Cell(f"{j.p_value:.2g}", j.p_value) if j.p_value is not None else Cell("", None),
+            Cell(j.claim.words if j.difference else f"{j.claim.words} (Not tested here: {j.claim.reason}.)"),
+        )
+        for j in judged
+    )
+    return Table(("claim", "verdict", "points [95%, Holm]", "needed", "p", "in words"), rows)
+
+
+def _part(part: str, result: Result) -> Panel:
+    """A comparison's verdict, figure and tables, as on its own page."""
+    whole = panels.compare_page(result)
+    figures = () if whole.figure is None else (whole.figure.renamed(f"{part.replace(' ', '-')}-{whole.figure.name}"),)
+    return Panel(part, whole.verdict, figures=figures, tables=whole.tables)
+
+
+def _method(name: str, spec: Spec, form: str, results: Mapping[str, Result]) -> tuple[tuple[str, str], ...]:
+    first = next(iter(results.values()))
+    own = [
+        (f"{part}: {key}", value) for part, r in results.items() for key, value in panels.method(r) if key in PER_PART
+    ]
+    shared = [(key, value) for key, value in panels.method(first) if key in SHARED]
+    seconds = sum(record.seconds for record in first.store.records())
+    return (
+        ("paper", f"arXiv {spec.paper}"),
+        ("form", form),
+        ("cut", spec.cut or "nothing"),
+        *own,
+        *shared,
+        ("cost", f"{seconds / 60:.0f} minutes of computing on one thread each"),
+        ("run again", f"legato study {name}{FLAGS[form]}"),
+    )
+
+
+FLAGS = {"smoke": " --smoke", "full": "", "confirm": " --confirm"}
+PER_PART = ("data", "model", "learning rates", "seeds", "label noise")
+SHARED = ("statistics", "test set", "machine")

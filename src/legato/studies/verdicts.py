@@ -1,0 +1,98 @@
+"""From the results of a study to the word that each claim gets: what is measured, one number a seed."""
+
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from importlib.resources import files
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from legato.lab import claims
+from legato.lab.claims import Claim, Judged
+from legato.studies.result import Result
+
+Measure: TypeAlias = Callable[[Result, Claim], NDArray[np.float64]]
+"""(the comparison that a claim looks at, the claim) -> [S] how much the arm is better than the baseline, a number a seed."""
+
+
+def claims_of(paper: str) -> tuple[Claim, ...]:
+    """The claims of a paper, with those that no run can test."""
+    path = Path(str(files("legato.studies") / "claims.toml"))
+    return tuple(claim for claim in claims.load(path) if claim.paper == paper)
+
+
+def judge(study: str, paper: str, results: Mapping[str, Result]) -> list[Judged]:
+    """Give every claim of the paper its verdict, corrected over all of them."""
+    all_claims = claims_of(paper)
+    measured = {claim.id: _measured(claim, results) for claim in all_claims if claim.study == study}
+    return claims.judge([claim for claim in all_claims if claim.study in (study, "")], measured)
+
+
+def _measured(claim: Claim, results: Mapping[str, Result]) -> NDArray[np.float64]:
+    """[S] the claim's measure, as the mean over the parts that its pattern names."""
+    chosen = [result for part, result in results.items() if fnmatchcase(part, claim.part)]
+    return np.mean([MEASURES[claim.metric](result, claim) for result in chosen], axis=0)
+
+
+def accuracy(result: Result, claim: Claim) -> NDArray[np.float64]:
+    """Test accuracy of the arm minus that of the baseline."""
+    return _drop(result, claim, "test_error")
+
+
+def recalibration(result: Result, claim: Claim) -> NDArray[np.float64]:
+    """By how much the arm's calibration error falls when its logits are divided by 1 / (2 - tau)."""
+    arm, noise = claim.arm, claim.label_noise
+    return result.column(noise, arm, "noisy_test_ece") - result.column(noise, arm, "noisy_test_ece_recalibrated")
+
+
+def matched_accuracy(result: Result, claim: Claim) -> NDArray[np.float64]:
+    """Accuracy without attack of the arm's frontier minus the baseline's, at equal accuracy under attack.
+
+    Arm and baseline are beginnings of objectives, such as `trades:` for TRADES at every beta. For each seed, the frontier is the
+    piecewise linear curve of accuracy over robust accuracy through the best points of its objectives; the difference is the mean
+    over 101 robust accuracies of the range that both frontiers cover.
+    """
+    ours, theirs = ([a for a in result.plan.arms if a.startswith(name)] for name in (claim.arm, claim.baseline))
+    seeds = range(len(result.plan.seeds))
+    tables = [_points(result, claim.label_noise, arms) for arms in (ours, theirs)]
+    return np.array([_gap(tables[0][:, :, s], tables[1][:, :, s]) for s in seeds])
+
+
+def _points(result: Result, noise: float, arms: list[str]) -> NDArray[np.float64]:
+    """[2, K, S]: robust accuracy and accuracy of K objectives."""
+    return np.array(
+        [[1 - result.column(noise, arm, key) for arm in arms] for key in ("test_robust_error", "test_error")]
+    )
+
+
+def _gap(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
+    a, b = frontier(ours), frontier(theirs)
+    low, high = max(a[0, 0], b[0, 0]), min(a[0, -1], b[0, -1])
+    if (
+        low > high
+    ):  # one is more robust everywhere: it is compared at its least robust point with the other's most robust one
+        low = high
+    grid = np.linspace(low, high, 101)
+    return float(np.mean(np.interp(grid, *a) - np.interp(grid, *b)))
+
+
+def frontier(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The points [2, K] (robust, clean) that no other beats in both, by rising robust accuracy."""
+    kept = [p for p in points.T if not any((q >= p).all() and (q > p).any() for q in points.T)]
+    unique = {tuple(p) for p in kept}
+    return np.array(sorted(unique)).T
+
+
+def _drop(result: Result, claim: Claim, metric: str) -> NDArray[np.float64]:
+    noise = claim.label_noise
+    return result.column(noise, claim.baseline, metric) - result.column(noise, claim.arm, metric)
+
+
+MEASURES: Mapping[str, Measure] = {
+    "accuracy": accuracy,
+    "robust accuracy": lambda result, claim: _drop(result, claim, "test_robust_error"),
+    "accuracy at matched robust accuracy": matched_accuracy,
+    "fall of the calibration error": recalibration,
+}
