@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ COLUMNS = ((128,), (65536,))
 VOCABULARY = (4096, 512, 50257)
 """Tokens, width and vocabulary of a last layer."""
 PICTURES = (128, 1, 28, 28)
-ATTACK = {"radius": 0.1, "steps": 10, "step_size": 0.025}
+ATTACK: dict[str, Any] = {"radius": 0.1, "steps": 10, "step_size": 0.025}
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ FAMILIES = {
 GRID = CompareConfig(
     objectives=tuple(f"{arm}+ema:0.98" for arm in ARMS),
     label_noise=(0.0,),
-    learning_rates=(0.01, 0.03),
+    learning_rates=(0.01, 0.03, 0.1),
     select_by="robust-error",
     clip_norm=5.0,
 )

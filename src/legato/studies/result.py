@@ -39,7 +39,7 @@ class Best:
         return f"import {'legato' if 'legato.' in lines else 'torch'}\n{lines}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What a comparison found. Everything is computed from its store."""
 
@@ -50,6 +50,9 @@ class Result:
     plan: Plan
     summary: Summary
     records: Mapping[AnyConfig, Record]
+
+    def __repr__(self) -> str:
+        return f"Result({str(self.folder)!r}, {len(self.records)} trials of {', '.join(self.plan.arms)})"
 
     def arrays(self, config: AnyConfig) -> dict[str, Any]:
         """Predictions, confidences and labels of one test reading."""

@@ -20,6 +20,7 @@ from legato.lab.pack import open_results, pack
 from legato.lab.store import Store
 from legato.studies import adversarial, comp_sum, compare, ensloss, study_page, verdicts
 from legato.studies.compare import Job
+from legato.studies.config import CompareConfig
 from legato.studies.plan import Plan, index
 from legato.studies.result import open_result, page_folder, result_of
 from legato.studies.spec import Part, Spec
@@ -117,16 +118,18 @@ def _parts(spec: Spec, form: Form) -> list[str]:
 
 def _job(name: str, part: str, form: Form) -> Job:
     asked = STUDIES[name].parts[part]
-    config = asked.config
-    if form == "smoke":
-        rates = (config.learning_rates[0],) if config.learning_rates != "auto" else config.learning_rates
-        config = replace(config, seeds=2, epochs=1, learning_rates=rates, objectives=config.objectives[:2])
-    elif form == "full":
-        config = replace(config, seeds=5, first_seed=0)
-    else:
-        config = replace(config, seeds=10, first_seed=100)
-    job = compare.make_job(config)
+    job = compare.make_job(_seeds(asked.config, form))
     return replace(job, plan=_fixed(name, part, asked, form, job.plan))
+
+
+def _seeds(config: CompareConfig, form: Form) -> CompareConfig:
+    """Seeds 0 to 4 to tune, 100 to 109 to confirm; smoke makes everything small."""
+    if form == "full":
+        return replace(config, seeds=5, first_seed=0)
+    if form == "confirm":
+        return replace(config, seeds=10, first_seed=100)
+    rates = config.learning_rates if config.learning_rates == "auto" else config.learning_rates[-1:]
+    return replace(config, seeds=2, epochs=1, rows=256, learning_rates=rates, objectives=config.objectives[:2])
 
 
 def _fixed(name: str, part: str, asked: Part, form: Form, plan: Plan) -> Plan:
