@@ -16,7 +16,7 @@ from legato.studies.summary import condition
 ARMS = ("ce", "ensloss", "hinge", "exponential", "focal:2", "comp-sum:1.7", "ensloss:random=0", "log-tail")
 """With two classes, cross-entropy is binary cross-entropy of the difference of the two scores."""
 NOISE = (0.0, 0.2)
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 TABLES = (
     "spam", "musk", "ticdata", "promotergene", "income", "sonar", "ionosphere", "pima", "breast-cancer", "breast_cancer",
     "house-votes", "letter", "satellite", "dna",
@@ -24,7 +24,7 @@ TABLES = (
 PICTURES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
-HARD = (("T-shirt/top", "shirt"), ("pullover", "coat"), ("shirt", "coat"), ("sneaker", "ankle boot"))
+HARD = (("T-shirt/top", "shirt"), ("pullover", "coat"))
 MODELS = {f"mlp-{depth}": f"legato.nets.deep:mlp_{depth}" for depth in (1, 3, 5)}
 RAN = ("breast_cancer", "pima", "spam")
 
@@ -33,15 +33,15 @@ def table(name: str, model: str = "mlp-3", fixed_rate: float | None = None) -> P
     """A comparison on a table, beside gradient boosting."""
     config = CompareConfig(
         data=name, objectives=ARMS, label_noise=NOISE, learning_rates=RATES, model=MODELS.get(model, model), epochs=50,
-        weight_decay=5e-6, references=("hist-gradient-boosting",),
+        weight_decay=5e-6, rows=1000, references=("hist-gradient-boosting",),
     )  # fmt: skip
     return Part(config, fixed_rate, keeps_test_curve=True)
 
 
 def pair(classes: tuple[str, str], model: str = "mlp-3", fixed_rate: float | None = None) -> Part:
-    """A comparison on two classes of Fashion-MNIST: 2,000 rows to learn from, the official test rows of both."""
+    """A comparison on two classes of Fashion-MNIST: 1,000 rows to learn from, the official test rows of both."""
     config = CompareConfig(
-        data="fashion-mnist", classes=classes, rows=2000, objectives=ARMS, label_noise=NOISE, learning_rates=RATES,
+        data="fashion-mnist", classes=classes, rows=1000, objectives=ARMS, label_noise=NOISE, learning_rates=RATES,
         model=MODELS.get(model, model), epochs=30, weight_decay=5e-4,
     )  # fmt: skip
     return Part(config, fixed_rate, keeps_test_curve=True)
@@ -125,7 +125,7 @@ SPEC = Spec(
         **{f"one rate, table {name}": table(name, fixed_rate=1e-3) for name in RAN},
         **{f"one rate, pair {a}/{b}": pair((a, b), fixed_rate=1e-3) for a, b in HARD},
     },
-    cut="3 of 14 tables and 4 of 45 pairs, an MLP with 3 hidden layers of 256 units, 2,000 rows a pair, 50 and 30 epochs where the paper has "
+    cut="3 of 14 tables and 2 of 45 pairs, an MLP with 3 hidden layers of 256 units, at most 1,000 rows to learn from, 50 and 30 epochs where the paper has "
     "300 and 200; `WHOLE_GRID` in studies/ensloss.py spells out the rest",
     panels=wins,
     smoke=("tuned, table breast_cancer",),
