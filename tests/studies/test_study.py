@@ -85,7 +85,7 @@ def test_the_page_is_drawn_again_from_the_pack_alone(confirmed, tmp_path, monkey
     again = study.redraw(pack)
     assert again == tmp_path / "evidence" / "index.html"
     assert again.read_text() == page.read_text()
-    for words in ("Of 3 claims: 1 shows, 1 does not show, 1 not tested here", "better than guessing", "one rate"):
+    for words in ("Of 3 claims 1 shows, 1 does not show, 1 is not tested here", "better than guessing", "one rate"):
         assert words in page.read_text()
 
 

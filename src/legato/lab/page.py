@@ -58,6 +58,8 @@ class Panel:
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
+    items: tuple[tuple[str, str], ...] = ()
+    """Words and what is said of them."""
 
 
 @dataclass(frozen=True)

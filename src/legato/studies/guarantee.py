@@ -74,12 +74,14 @@ class Answer:
 
     @property
     def verdict(self) -> str:
-        """What the first excess guarantees at tau = 1 and at each other tau, in words."""
+        """What the first excess guarantees at tau = 1 and at the first other tau, in words."""
         first = [row for row in self.rows if row.excess == self.rows[0].excess]
-        parts = [_clause(row, self.question.classes) for row in first]
+        baseline = next(row for row in first if row.tau == 1)
+        other = next((row for tau in self.question.taus for row in first if row.tau == tau != 1), None)
+        clauses = [_clause(row) for row in (baseline, other) if row is not None]
         return (
-            f"With {self.question.classes} classes, {'; '.join(parts)}. "
-            "These bounds are on the error above that of the best classifier, not on the error itself."
+            f"With {self.question.classes} classes, {'; '.join(clauses)}. "
+            "These are bounds on the excess over the best classifier's error, not on the error itself."
         )
 
 
@@ -167,14 +169,14 @@ def points(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _clause(row: Row, n: int) -> str:
-    unit = " nats" if row.tau == 1 else ""
+def _clause(row: Row) -> str:
+    loss = "nats of cross-entropy (tau = 1)" if row.tau == 1 else f"of the comp-sum loss at tau = {row.tau:g}"
     stated, tight = row.bounds["stated"], row.bounds["tighter (ours)"]
-    better = f" ({points(tight)} by our tighter bound)" if points(tight) != points(stated) else ""
-    name = "cross-entropy, tau = 1," if row.tau == 1 else f"the comp-sum loss at tau = {row.tau:g}"
-    if tight >= 1:
-        return f"an excess of {row.excess:g}{unit} of {name} guarantees nothing about the error"
-    return f"an excess of {row.excess:g}{unit} of {name} guarantees an error at most {points(stated)} points above the best{better}"
+    ours = f" ({points(tight)} by our tighter bound)" if points(tight) != points(stated) else ""
+    what = (
+        f"an error at most {points(stated)} points above the best possible" if stated < 1 else "nothing about the error"
+    )
+    return f"an excess of {row.excess:g} {loss} guarantees {what}{ours}"
 
 
 def _tightness(tau: float, n: int, generator: np.random.Generator) -> Tightness:
@@ -192,7 +194,7 @@ def _figure(asked: Question) -> Figure:
         y = np.array([100 * FORMS[form](excess, float(tau), asked.classes) for tau in taus])
         return Line(form, form, taus.tolist(), y, y, y)
 
-    panels = {f"points of error, for an excess of {e:g}": [line(form, e) for form in FORMS] for e in asked.excesses[:3]}
+    panels = {f"points of error, for an excess of {e:g}": [line(form, e) for form in FORMS] for e in asked.excesses[:2]}
     return plots.lines(
         "bounds", panels, colours, xlabel="tau", logarithmic=False,
         alt=f"The bound on the error excess against tau, with {asked.classes} classes",

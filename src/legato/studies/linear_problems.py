@@ -29,18 +29,18 @@ class LinearProblems:
     def errs(self) -> Floats:
         """[N, K, n]: 1 where some attack makes a margin of the label 0 or less. A margin falls by at most gamma |W_y - W_y'|_1."""
         fall = self.gamma[:, None, None] * np.abs(self.slopes).sum(-1)
-        return ((self.margins - fall[:, None]).min(-1) <= 0).astype(np.float64)
+        return np.where((self.margins - fall[:, None]).min(-1) <= 0, 1.0, 0.0)
 
     def worst_move(self) -> Floats:
         """[N, 1, n]: the largest 2-norm by which an attack moves the margins of a label. A norm is convex: it is at a corner."""
         corners = np.array(list(product((-1.0, 1.0), repeat=self.slopes.shape[-1])))
         moves = np.linalg.norm(np.einsum("nyjd,cd->nyjc", self.slopes, corners), axis=2).max(-1)
-        return (self.gamma[:, None] * moves)[:, None]
+        return np.asarray(self.gamma[:, None] * moves)[:, None]
 
     def margin_sum(self, attack: Floats) -> Floats:
         """[N, K, n, A]: the sum over y' of clip(1 - margin/rho, 0, 1) after the attacks [N, K, n, A, d]."""
         margins = self.margins[..., None, :] + np.einsum("nyjd,nkyad->nkyaj", self.slopes, attack)
-        return np.clip(1 - margins / self.rho[:, None, None, None, None], 0, 1).sum(-1)
+        return np.asarray(np.clip(1 - margins / self.rho[:, None, None, None, None], 0, 1).sum(-1))
 
     def worst_margin_sum(self) -> Floats:
         """[N, K, n]: the largest `margin_sum` of any attack.
@@ -62,7 +62,8 @@ class LinearProblems:
         corner = np.linalg.solve(np.where(flat[..., None, None], np.eye(d), matrix), right[..., None])[..., 0]
         limit = self.gamma[:, None, None, None]
         inside = ~flat & (np.abs(corner).max(-1) <= limit * (1 + 1e-9))
-        return np.where(inside, self.margin_sum(np.clip(corner, -limit[..., None], limit[..., None])), 0.0).max(-1)
+        sums = self.margin_sum(np.clip(corner, -limit[..., None], limit[..., None]))
+        return np.asarray(np.where(inside, sums, 0.0).max(-1))
 
 
 def linear_problems(d: int, n: int, count: int, points: int, generator: np.random.Generator) -> LinearProblems:

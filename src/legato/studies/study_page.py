@@ -4,12 +4,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from legato.lab import palette, plots
-from legato.lab.claims import WORDS, Judged
+from legato.lab.claims import NOT_TESTED, WORDS, Judged
 from legato.lab.page import Cell, Figure, Page, Panel, Table
 from legato.lab.plots import Interval
 from legato.studies import panels
 from legato.studies.result import Result
 from legato.studies.spec import Spec
+
+TOLD = {
+    "shows": ("shows", "show"),
+    "does not show": ("does not show", "do not show"),
+    "undecided": ("is undecided", "are undecided"),
+    NOT_TESTED: ("is not tested here", "are not tested here"),
+}
 
 
 def build(name: str, spec: Spec, form: str, results: Mapping[str, Result], judged: Sequence[Judged]) -> Page:
@@ -21,14 +28,15 @@ def build(name: str, spec: Spec, form: str, results: Mapping[str, Result], judge
         figure=_forest(judged, verdict),
         tables=(_claims(judged),) if judged else (),
         code="",
-        panels=(*(_part(part, result) for part, result in results.items()), *spec.panels(results)),
+        panels=(*_words(judged), *(_part(part, result) for part, result in results.items()), *spec.panels(results)),
         method=_method(name, spec, form, results),
     )
 
 
 def _verdict(judged: Sequence[Judged]) -> str:
     count = Counter(j.verdict for j in judged)
-    return f"Of {len(judged)} claims: {', '.join(f'{count[word]} {word}' for word in WORDS if count[word])}"
+    told = [f"{count[word]} {one if count[word] == 1 else many}" for word, (one, many) in TOLD.items() if count[word]]
+    return f"Of {len(judged)} claims {', '.join(told)}"
 
 
 def _forest(judged: Sequence[Judged], verdict: str) -> Figure | None:
@@ -56,11 +64,18 @@ def _claims(judged: Sequence[Judged]) -> Table:
             points(j),
             Cell(f"{100 * j.claim.minimal_effect:g}", j.claim.minimal_effect) if j.difference else Cell("", None),
             Cell(f"{j.p_value:.2g}", j.p_value) if j.p_value is not None else Cell("", None),
-            Cell(j.claim.words if j.difference else f"{j.claim.words} (Not tested here: {j.claim.reason}.)"),
         )
         for j in judged
     )
-    return Table(("claim", "verdict", "points [95%, Holm]", "needed", "p", "in words"), rows)
+    return Table(("claim", "verdict", "points [95%, Holm]", "needed", "p"), rows)
+
+
+def _words(judged: Sequence[Judged]) -> list[Panel]:
+    told = [
+        (j.claim.id, f"{j.claim.words}{f' Not tested here: {j.claim.reason}.' if j.claim.reason else ''}")
+        for j in judged
+    ]
+    return [Panel("The claims in words", items=tuple(told))] if told else []
 
 
 def _part(part: str, result: Result) -> Panel:
