@@ -86,8 +86,8 @@ def crop_and_flip(inputs: Tensor, generator: Generator, *, shift: int = 2) -> Te
 class IndexedLoader:
     """Any DataLoader over a map-style data set of (input, target), with the sample's index beside; the data set is not changed.
 
-    Keeps the loader's sampler, workers, collate function and the rest. Each epoch seeds the sampler's generator with (seed, epoch),
-    where it has one of its own, else torch's global one is seeded for as long as the order is drawn.
+    Keeps the loader's sampler, workers, collate function and the rest. The order of an epoch follows from (seed, epoch): the sampler's
+    generator is seeded with it, torch's global one for as long as the order is drawn, and `set_epoch` is called where there is one.
     """
 
     def __init__(self, loader: "DataLoader[Any]", *, seed: int = 0) -> None:
@@ -96,33 +96,50 @@ class IndexedLoader:
                 "loader", expected="a DataLoader over a map-style data set", got="an IterableDataset, whose samples have no index",
                 fix="give the data set __getitem__ and __len__",
             )  # fmt: skip
+        if loader.batch_sampler is None:
+            raise errors.argument_type(
+                "loader",
+                expected="a DataLoader that makes the batches",
+                got="batch_size=None",
+                fix="give it a batch_size",
+            )
         self.seed = seed
         self.generator = Generator()
-        settings: dict[str, Any] = (
-            {"batch_sampler": loader.batch_sampler}
-            if loader.batch_sampler is not None
-            else {"batch_size": None, "sampler": loader.sampler}
-        )
-        sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-        self._samplers: list[Any] = [s for s in (sampler, loader.batch_sampler) if hasattr(s, "generator")]
+        self._sampler: Any = loader.batch_sampler
+        self._order: list[list[int]] = []
         self.loader: DataLoader[Any] = DataLoader(
             _Indexed(loader.dataset),
+            batch_sampler=self._order,
             collate_fn=_Collate(loader.collate_fn),
             num_workers=loader.num_workers,
             pin_memory=loader.pin_memory,
+            timeout=loader.timeout,
             worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+            prefetch_factor=loader.prefetch_factor,
+            persistent_workers=loader.persistent_workers,
             generator=self.generator,
-            **settings,
         )
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return len(self._sampler)
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The batches of epoch 0, 1, 2 ..., always the same for the same number."""
-        self.generator.manual_seed(_mix(self.seed, epoch))
-        for sampler in self._samplers:
-            sampler.generator = Generator().manual_seed(_mix(self.seed, epoch))
+        mixed = _mix(self.seed, epoch)
+        self.generator.manual_seed(mixed)
+        samplers: list[Any] = [getattr(self._sampler, "sampler", None), self._sampler]
+        for sampler in samplers:
+            if hasattr(sampler, "generator"):
+                sampler.generator = Generator().manual_seed(mixed)
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
+        before = torch.get_rng_state()
+        try:
+            torch.default_generator.manual_seed(mixed)
+            self._order[:] = self._sampler
+        finally:
+            torch.set_rng_state(before)
         yield from self.loader
 
 
@@ -144,7 +161,15 @@ class _Collate:
         self.collate = collate
 
     def __call__(self, items: list[tuple[Any, int]]) -> tuple[Any, Any, Tensor]:
-        inputs, targets = self.collate([sample for sample, _ in items])
+        batch = self.collate([sample for sample, _ in items])
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise errors.argument_type(
+                "loader",
+                expected="batches (inputs, targets)",
+                got=f"a {type(batch).__name__}",
+                fix="give it a collate_fn",
+            )
+        inputs, targets = batch
         return inputs, targets, torch.tensor([index for _, index in items])
 
 

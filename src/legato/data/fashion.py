@@ -36,8 +36,8 @@ PINS = (
 )
 """MD5 of the four uncompressed IDX files, in the order of idx.FILES."""
 SYSTEM = Path("/usr/share/datasets/fashion-mnist")
-LAYOUTS = (".", "FashionMNIST/raw", "fashion-mnist", "datasets/fashion-mnist")
-"""Plain, torchvision's, Keras's, and Keras's below its home folder."""
+LAYOUTS = (".", "FashionMNIST/raw", "fashion-mnist", "datasets/fashion-mnist", "usr/share/datasets/fashion-mnist")
+"""Plain, torchvision's, Keras's, Keras's below its home folder, and Debian's package unpacked."""
 COMMAND = "apt-get install dataset-fashion-mnist"
 FIX = f"{COMMAND}, or name the folder of the IDX files with data_dir, or use the embedded fashion-mini"
 
@@ -50,8 +50,7 @@ def read_full(data_dir: Path | None, download: bool) -> Pool:
 
     Raises: DataNotFoundError with every place tried; DataError for files that are not the official ones.
     """
-    arrays, origin = _find(data_dir, download)
-    train_images, train_labels, test_images, test_labels = arrays
+    (train_images, train_labels, test_images, test_labels), origin = on_disk().read(data_dir, download)
     return Pool(
         name="fashion-mnist",
         rows=_labelled(train_images, train_labels),
@@ -100,36 +99,23 @@ def _labelled(images: Array, labels: Array) -> Labelled:
     return Labelled(images[:, None], labels.astype(np.int64))
 
 
-def _find(data_dir: Path | None, download: bool) -> tuple[list[Array], Origin]:
-    """Look in each place in turn; `tried` has the real folders for the error, `words` none for the provenance."""
-    tried: list[str] = []
-    words: list[str] = []
-    cache = places.cache_folder()
-    for label, folder, layouts in (
-        ("data_dir", data_dir, LAYOUTS),
-        ("user cache", cache, LAYOUTS),
-        ("system: dataset-fashion-mnist", SYSTEM, (".",)),
-    ):
-        if folder is None:
-            tried.append(f"{label}: not given, and $LEGATO_DATA is not set")
-            words.append(f"{label}: not given")
-            continue
-        tried.append(f"{label}: {folder} (as {', '.join(layouts)})")
-        kept = places.read_cached("fashion-mnist", idx.FILES) if folder is cache else None
-        if kept is not None and _is_official(kept):
-            return kept, Origin(f"{label}: decoded earlier", (*words, label))
-        for layout in layouts:
-            if files := idx.set_in(folder / layout):
-                where = label if layout == "." else f"{label}: {layout}"
-                return _read(files), Origin(where, (*words, where))
-        words.append(f"{label}: not there")
-    if files := _download(cache, download, tried):
-        return _read(files), Origin("torchvision", (*words, "torchvision"))
-    raise places.not_found("fashion-mnist", tried, FIX)
+def on_disk() -> places.OnDisk:
+    """Where the whole set is looked for, and how it is read."""
+    return places.OnDisk(
+        name="fashion-mnist",
+        parts=idx.FILES,
+        layouts=LAYOUTS,
+        system=(places.Place("system: dataset-fashion-mnist", SYSTEM),),
+        find=idx.set_in,
+        decode=_decode,
+        is_known=_is_official,
+        fix=FIX,
+        downloader="torchvision",
+        download=_download,
+    )
 
 
-def _read(files: tuple[Path, ...]) -> list[Array]:
-    """Decode and check four files, and keep the arrays for the next process: gzip takes two seconds."""
+def _decode(files: tuple[Path, ...]) -> list[Array]:
     arrays: list[Array] = [idx.read_idx(path) for path in files]
     for path, array, pin in zip(files, arrays, PINS, strict=True):
         if (got := idx.md5(array)) != pin:
@@ -141,7 +127,6 @@ def _read(files: tuple[Path, ...]) -> list[Array]:
                     fix="fetch the file again; to load other IDX files, pass their folder as the data set",
                 )
             )
-    places.write_cached("fashion-mnist", idx.FILES, arrays)
     return arrays
 
 
@@ -149,18 +134,14 @@ def _is_official(arrays: list[Array]) -> bool:
     return tuple(idx.md5(array) for array in arrays) == PINS
 
 
-def _download(folder: Path, wanted: bool, tried: list[str]) -> tuple[Path, ...] | None:
-    """Let torchvision fetch the files, if that was asked for and it is installed."""
-    if not wanted:
-        tried.append("torchvision: not asked, download was not given")
-        return None
+def _download() -> tuple[Path, ...] | str:
+    """Let torchvision fetch the files, if it is installed."""
+    folder = places.cache_folder()
     try:
         datasets: Any = import_module("torchvision.datasets")
         datasets.FashionMNIST(str(folder), download=True)
     except ImportError:
-        tried.append("torchvision: not installed")
-        return None
+        return "not installed"
     except (OSError, RuntimeError) as problem:
-        tried.append(f"torchvision: the download failed: {problem}")
-        return None
-    return idx.set_in(folder / "FashionMNIST/raw")
+        return f"the download failed: {problem}"
+    return idx.set_in(folder / "FashionMNIST/raw") or "the download left no files"

@@ -3,14 +3,111 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from legato import errors
+from legato.data.pool import Array, Origin
+
+Files = tuple[Path, ...]
+CACHE = "user cache"
+
+
+class Place(NamedTuple):
+    """One place to look in."""
+
+    label: str
+    """In words that name no path of the user's machine."""
+    folder: Path | None
+    layouts: tuple[str, ...] = (".",)
+    """Sub-folders that may hold the files, "." being the folder itself."""
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """How one set lies in files and where; its decoded arrays are kept in the user cache, under its name."""
+
+    name: str
+    parts: tuple[str, ...]
+    """A name for each decoded array."""
+    layouts: tuple[str, ...]
+    """Sub-folders of the user's folder, and of the cache, that may hold the files."""
+    system: tuple[Place, ...]
+    """Where the system's packages put the files."""
+    find: Callable[[Path], Files | None]
+    """The files in a folder, or None where one is missing."""
+    decode: Callable[[Files], list[Array]]
+    is_known: Callable[[list[Array]], bool]
+    """Whether arrays are the ones that legato has a fingerprint of; only those are kept and taken from the cache."""
+    fix: str
+    """What mends a set that is nowhere."""
+    downloader: str = ""
+    download: Callable[[], Files | str] | None = None
+    """Fetches the files, or says in words why it could not."""
+
+    def where(self, data_dir: Path | None) -> str:
+        """The place that `read` would take the set from, told without decoding anything; "" where it is nowhere."""
+        for place in self._places(data_dir):
+            if place.label == CACHE and is_cached(self.name, self.parts):
+                return CACHE
+            if next(self._found(place), None):
+                return place.label
+        return ""
+
+    def read(self, data_dir: Path | None, download: bool) -> tuple[list[Array], Origin]:
+        """The arrays, decoded from the first place that has them.
+
+        Raises: DataNotFoundError with every place that was tried; DataError for files that cannot be used.
+        """
+        tried: list[str] = []
+        words: list[str] = []
+        for place in self._places(data_dir):
+            if place.folder is None:
+                tried.append(f"{place.label}: not given, and $LEGATO_DATA is not set")
+                words.append(f"{place.label}: not given")
+                continue
+            tried.append(f"{place.label}: {place.folder}" + _as(place.layouts))
+            if place.label == CACHE and (kept := self._kept()) is not None:
+                return kept, Origin(f"{CACHE}: decoded earlier", (*words, CACHE))
+            for layout, files in self._found(place):
+                where = place.label if layout == "." else f"{place.label}: {layout}"
+                return self._decoded(files), Origin(where, (*words, where))
+            words.append(f"{place.label}: not there")
+        if self.download is not None:
+            fetched = self.download() if download else "not asked, download was not given"
+            if not isinstance(fetched, str):
+                return self._decoded(fetched), Origin(self.downloader, (*words, self.downloader))
+            tried.append(f"{self.downloader}: {fetched}")
+        raise not_found(self.name, tried, self.fix)
+
+    def _places(self, data_dir: Path | None) -> tuple[Place, ...]:
+        own = Place("data_dir", data_dir, self.layouts)
+        return own, Place(CACHE, cache_folder(), self.layouts), *self.system
+
+    def _found(self, place: Place) -> Iterator[tuple[str, Files]]:
+        if place.folder is None:
+            return
+        for layout in place.layouts:
+            if files := self.find(place.folder / layout):
+                yield layout, files
+
+    def _kept(self) -> list[Array] | None:
+        kept = read_cached(self.name, self.parts)
+        return kept if kept is not None and self.is_known(kept) else None
+
+    def _decoded(self, files: Files) -> list[Array]:
+        arrays = self.decode(files)
+        if self.is_known(arrays):
+            write_cached(self.name, self.parts, arrays)
+        return arrays
+
+
+def _as(layouts: Sequence[str]) -> str:
+    return f" (as {', '.join(layouts)})" if len(layouts) > 1 else ""
 
 
 def data_folder(data_dir: str | os.PathLike[str] | None) -> Path | None:
@@ -30,10 +127,28 @@ def data_folder(data_dir: str | os.PathLike[str] | None) -> Path | None:
 
 def cache_folder() -> Path:
     """legato's folder in the user's cache ($XDG_CACHE_HOME, or ~/.cache); it need not exist."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "legato"
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named) / "legato"
+    try:
+        return Path.home() / ".cache" / "legato"
+    except RuntimeError:  # a user without a home, as some containers have
+        return Path(tempfile.gettempdir()) / "legato"
 
 
-def read_cached(name: str, parts: Sequence[str]) -> list[NDArray[Any]] | None:
+def shown(folder: Path) -> str:
+    """A path as a user writes it, with ~ for the home folder."""
+    try:
+        return f"~/{folder.relative_to(Path.home())}"
+    except (RuntimeError, ValueError):
+        return str(folder)
+
+
+def is_cached(name: str, parts: Sequence[str]) -> bool:
+    """Whether `write_cached` has kept these arrays; they are not read."""
+    return all((cache_folder() / name / f"{part}.npy").is_file() for part in parts)
+
+
+def read_cached(name: str, parts: Sequence[str]) -> list[Array] | None:
     """The arrays that `write_cached` kept, or None where one is missing or unreadable."""
     try:
         return [np.load(cache_folder() / name / f"{part}.npy", allow_pickle=False) for part in parts]
@@ -41,7 +156,7 @@ def read_cached(name: str, parts: Sequence[str]) -> list[NDArray[Any]] | None:
         return None
 
 
-def write_cached(name: str, parts: Sequence[str], arrays: Sequence[NDArray[Any]]) -> None:
+def write_cached(name: str, parts: Sequence[str], arrays: Sequence[Array]) -> None:
     """Keep arrays as uncompressed .npy files, each renamed into place when whole; an unwritable cache is no error."""
     folder = cache_folder() / name
     with contextlib.suppress(OSError):
@@ -50,7 +165,7 @@ def write_cached(name: str, parts: Sequence[str], arrays: Sequence[NDArray[Any]]
             _write_whole(folder / f"{part}.npy", array)
 
 
-def _write_whole(path: Path, array: NDArray[Any]) -> None:
+def _write_whole(path: Path, array: Array) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(handle, "wb") as file:

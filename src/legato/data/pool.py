@@ -1,8 +1,8 @@
 """What every reader gives: checked arrays and their origin, not yet cut."""
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -44,6 +44,20 @@ class Pool:
     licence: str = "not stated"
     citation: str = ""
     notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """The number of rows of all files together."""
+        return sum(len(file.targets) for file in (self.rows, self.validation, self.test) if file is not None)
+
+    def each(self, change: Callable[[Labelled], Labelled]) -> "Pool":
+        """The pool with each of its files changed."""
+        return replace(
+            self,
+            rows=change(self.rows),
+            validation=None if self.validation is None else change(self.validation),
+            test=None if self.test is None else change(self.test),
+        )
 
     @cached_property
     def sha256(self) -> str:

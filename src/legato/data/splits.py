@@ -14,7 +14,7 @@ class Split:
     targets: Tensor
     """int64 [N], class indices in 0 .. num_classes - 1."""
     index: Tensor
-    """int64 [N], the row in the training pool, or in the test (or validation) file where there is one."""
+    """int64 [N], the row in the training pool, or in the test (or validation) file where there is one; of the chosen classes alone."""
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -1,7 +1,8 @@
-"""Tables of the user: CSV with the standard library, Parquet with pandas; text becomes columns, gaps are filled, both said out loud."""
+"""Tables of the user: CSV with the standard library, Parquet with pandas."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,63 +12,77 @@ from numpy.typing import NDArray
 
 from legato import errors
 from legato.data.arrays import pool_of
-from legato.data.pool import Labelled, Pool
+from legato.data.encoding import Column, Columns, encode, numbers_in
+from legato.data.pool import Pool
 
-Columns = Mapping[str, Sequence[str]]
 MISSING = {"", "na", "n/a", "nan", "null", "none", "?"}
 MOST_CLASSES = 200
+SUFFIXES = (".csv", ".parquet")
 
 
-def read_table(path: Path, target: str | None, group: str | None, test: Path | None, validation: Path | None) -> Pool:
-    """A table with the class in column `target`; files for test and validation must have the same columns.
+def read_table(path: Path, target: str | None, group: str | None, validation: Path | None, test: Path | None) -> Pool:
+    """A table with the class in column `target`; files for validation and test must have the same columns.
 
     Numbers stay numbers, with gaps filled by the median; text becomes one column a value, a gap being a value of its own.
     Raises: DataError for a missing column, a table without rows, and targets that are no classes.
     """
-    tables = [_read(file) for file in (path, test, validation) if file is not None]
-    for table in tables:
+    files = {"train": path, "validation": validation, "test": test}
+    tables = {part: _read(file) for part, file in files.items() if file is not None}
+    for table in tables.values():
         _check_columns(path.name, table, target, group)
     assert target is not None  # _check_columns has refused None
-    features = [name for name in tables[0] if name not in (target, group)]
-    matrix, names, notes = _encode(tables, features)
-    counts = np.cumsum([0, *(len(table[target]) for table in tables)])
-    labels = [np.array(table[target], dtype=object) for table in tables]
-    _check_target(path.name, target, np.concatenate(labels))
-    whole = pool_of(path.name, matrix, np.concatenate(labels).astype(str), None, f"file: {path.name}")
-    parts = [Labelled(whole.rows.inputs[a:b], whole.rows.targets[a:b]) for a, b in pairwise(counts)]
-    held = parts[1:]
-    return Pool(
-        name=path.name,
-        rows=parts[0],
-        class_names=whole.class_names,
-        feature_names=names,
-        group=None if group is None else np.unique(np.array(tables[0][group]), return_inverse=True)[1].astype(np.int64),
-        test=held.pop(0) if test is not None else None,
-        validation=held.pop(0) if validation is not None else None,
-        origin=whole.origin,
-        notes=notes,
-    )
+    own = tables["train"]
+    matrix, names, notes = encode(list(tables.values()), [name for name in own if name not in (target, group)])
+    labels = {part: np.array(table[target].values, dtype=str) for part, table in tables.items()}
+    _check_target(path.name, target, [table[target] for table in tables.values()])
+    ends = np.cumsum([0, *map(len, labels.values())])
+    rows = {part: matrix[a:b] for part, (a, b) in zip(labels, pairwise(ends), strict=True)}
+    groups = None if group is None else np.array(own[group].values)
+    pool = pool_of(path.name, {part: (rows[part], labels[part]) for part in rows}, f"file: {path.name}", groups)
+    return replace(pool, feature_names=names, notes=notes)
+
+
+def columns_of(frame: Any) -> Columns:
+    """The columns of a pandas frame as text; what pandas calls missing is a gap, with an empty text."""
+    found = {}
+    for name in frame.columns:
+        gaps = frame[name].isna().to_numpy(dtype=bool)
+        values = ["" if gap else str(value) for value, gap in zip(frame[name], gaps, strict=True)]
+        found[str(name)] = Column(values, gaps)
+    return found
 
 
 def _read(path: Path) -> Columns:
-    if path.suffix.lower() == ".parquet":
-        frame = errors.require("pandas", extra="tabular").read_parquet(path)
-        return {
-            str(name): ["" if value is None or value != value else str(value) for value in frame[name]]
-            for name in frame.columns
-        }
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file) if row]
+    columns = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
+    return {name: Column(values, _gaps(values)) for name, values in columns.items()}
+
+
+def _gaps(values: Sequence[str]) -> NDArray[np.bool_]:
+    return np.array([value.lower() in MISSING for value in values])
+
+
+def _read_parquet(path: Path) -> dict[str, Sequence[str]]:
+    pandas = errors.require("pandas", extra="tabular")
+    errors.require("pyarrow", extra="tabular")
+    try:
+        frame = pandas.read_parquet(path)
+    except (OSError, ValueError) as problem:  # pyarrow's errors are of these two kinds
+        raise errors.DataError(f"{path.name}: not a readable Parquet file: {problem}.") from problem
+    return {name: column.values for name, column in columns_of(frame).items()}
+
+
+def _read_csv(path: Path) -> dict[str, Sequence[str]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (UnicodeDecodeError, csv.Error) as problem:
+        raise errors.DataError(f"{path.name}: not a CSV file in UTF-8: {problem}. Fix: save it as one.") from problem
     if len(rows) < 2:
         raise errors.DataError(
             errors.message(path.name, expected="a line of column names and rows below it", got=f"{len(rows)} lines")
         )
     header = [name.strip() for name in rows[0]]
-    if len(set(header)) < len(header):
-        twice = next(name for name in header if header.count(name) > 1)
-        raise errors.DataError(
-            errors.message(f"{path.name}: column names", expected="each once", got=f"{twice!r} twice")
-        )
+    _check_header(path.name, header)
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
             raise errors.DataError(
@@ -76,6 +91,17 @@ def _read(path: Path) -> Columns:
                 )
             )
     return {name: [row[i].strip() for row in rows[1:]] for i, name in enumerate(header)}
+
+
+def _check_header(name: str, header: Sequence[str]) -> None:
+    for sign, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and sign in header[0]:
+            raise errors.DataError(
+                errors.message(name, expected="values between commas", got=f"values between {word}", fix="save it with commas")
+            )  # fmt: skip
+    if len(set(header)) < len(header):
+        twice = next(word for word in header if header.count(word) > 1)
+        raise errors.DataError(errors.message(f"{name}: column names", expected="each once", got=f"{twice!r} twice"))
 
 
 def _check_columns(name: str, table: Columns, target: str | None, group: str | None) -> None:
@@ -87,64 +113,17 @@ def _check_columns(name: str, table: Columns, target: str | None, group: str | N
             raise errors.choice(f"{name}: {word}", column, table)
 
 
-def _check_target(name: str, target: str, labels: NDArray[Any]) -> None:
-    gaps = sum(str(label).lower() in MISSING for label in labels)
-    if gaps:
+def _check_target(name: str, target: str, columns: Sequence[Column]) -> None:
+    if gaps := sum(int(column.gaps.sum()) for column in columns):
         raise errors.DataError(
             errors.message(
                 f"{name}: {target}", expected="a class in every row", got=f"{gaps} rows without", fix="leave them out"
             )
         )
-    values = set(labels)
-    if len(values) > MOST_CLASSES or (
-        _numbers(list(values)) is not None and any("." in v and float(v) % 1 for v in values)
-    ):
+    values = {value for column in columns for value in column.values}
+    fractions = numbers_in(list(values)) is not None and any("." in value and float(value) % 1 for value in values)
+    if len(values) > MOST_CLASSES or fractions:
         raise errors.DataError(
             errors.message(f"{name}: {target}", expected=f"at most {MOST_CLASSES} classes", got=f"{len(values)} different values: a regression target",
                            fix="regression is not supported; bin the target, or name another column")
         )  # fmt: skip
-
-
-def _encode(
-    tables: Sequence[Columns], features: Sequence[str]
-) -> tuple[NDArray[np.float32], tuple[str, ...], tuple[str, ...]]:
-    """[all rows, D] and the names of the D columns; medians and text values come from the first table alone."""
-    blocks, names, notes = [], [], []
-    for feature in features:
-        missing_columns = [table for table in tables if feature not in table]
-        if missing_columns:
-            raise errors.choice("column of the test or validation file", feature, missing_columns[0])
-        values = [value for table in tables for value in table[feature]]
-        own = tables[0][feature]
-        gaps = np.array([value.lower() in MISSING for value in values])
-        numbers = _numbers([value for value, gap in zip(values, gaps, strict=True) if not gap])
-        if numbers is not None and len(numbers):
-            column = np.full(len(values), np.nan)
-            column[~gaps] = numbers
-            median = float(np.nanmedian(column[: len(own)])) if not gaps[: len(own)].all() else 0.0
-            column[gaps] = median
-            if gaps.any():
-                notes.append(f"{feature}: {gaps.sum()} missing values were filled with the median {median:g}")
-            blocks.append(column[:, None])
-            names.append(feature)
-            continue
-        levels = sorted(set(own))
-        blocks.append(np.array([[value == level for level in levels] for value in values], dtype=np.float64))
-        names += [f"{feature}={level or 'missing'}" for level in levels]
-        notes.append(
-            f"{feature}: text, became {len(levels)} columns, one a value"
-            + (f"; {gaps.sum()} gaps are a value of their own" if gaps.any() else "")
-        )
-        if len(levels) > max(20, len(own) // 2):
-            notes.append(f"{feature}: nearly every row has a value of its own; is it an identifier?")
-    if not blocks:
-        raise errors.DataError(errors.message("table", expected="one or more columns beside the target", got="none"))
-    return np.hstack(blocks).astype(np.float32), tuple(names), tuple(notes)
-
-
-def _numbers(values: Sequence[str]) -> NDArray[np.float64] | None:
-    try:
-        found = np.array([float(value) for value in values])
-    except ValueError:
-        return None
-    return found if np.isfinite(found).all() else None

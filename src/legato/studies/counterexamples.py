@@ -99,7 +99,7 @@ def least_excess(p: Floats, k: NDArray[np.int64], tau: float) -> Floats:
 
 
 def smallest_ratio(
-    bound: Callable[[Floats], Floats], tau: float, n: int, generator: np.random.Generator, *, rounds: int = 150
+    bound: Callable[[Floats], Floats], tau: float, n: int, generator: np.random.Generator, *, rounds: int = 100
 ) -> float:
     """The smallest surrogate excess / bound(error excess) that a random local search over class probabilities finds; 1 is tight.
 
@@ -151,13 +151,14 @@ def adversarial_problems(tau: float, count: int, generator: np.random.Generator)
     return _judge("error bound under attack", tau, pairs)
 
 
-def chain_problems(tau: float, count: int, generator: np.random.Generator) -> Search:
+def chain_problems(tau: float, count: int, generator: np.random.Generator, *, nu_share: float = 1.0) -> Search:
     """Phi_tau(1) [an attack errs] <= rho-margin loss under attack <= smooth adversarial loss with nu = sqrt(n-1)/rho, for every label.
 
     The smooth loss is Phi_tau(sum over y' of exp(-margin/rho)) without attack + nu sup |change of the margins|_2.
 
     Args:
         tau, count, generator: as in `adversarial_problems`.
+        nu_share: takes this share of sqrt(n-1)/rho for nu; the chain is claimed for 1 and more.
     """
     pairs = []
     for (d, n), share in zip(SHAPES, _split(count, len(SHAPES)), strict=True):
@@ -165,9 +166,9 @@ def chain_problems(tau: float, count: int, generator: np.random.Generator) -> Se
         rho = problems.rho[:, None, None]
         with np.errstate(over="ignore"):
             clean = phi(np.exp(-problems.margins / rho[..., None]).sum(-1), tau)
-        smooth = clean + np.sqrt(n - 1) / rho * problems.worst_move()
+        smooth = clean + nu_share * np.sqrt(n - 1) / rho * problems.worst_move()
         margin = phi(problems.worst_margin_sum(), tau)
-        rising = np.stack([phi(1.0, tau) * problems.errs(), margin, smooth]).reshape(3, share, -1)
+        rising = np.stack([phi(1.0, tau) * problems.errs(), margin, smooth]).reshape(3, share, n)
         pairs.append((np.concatenate(rising[:2], axis=1), np.concatenate(rising[1:], axis=1)))
     return _judge("chain of losses under attack", tau, pairs)
 

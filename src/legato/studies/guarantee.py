@@ -37,6 +37,8 @@ class Question:
     problems: int = 0
     """How many random problems to check the bounds on; 0 checks none."""
     seed: int = 0
+    rounds: int = 100
+    """Steps of the search that looks how tight the bounds are."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def answer(question: Question) -> Answer:
     n, generator = question.classes, np.random.default_rng(question.seed)
     rows = [Row(t, e, {f: bound(e, t, n) for f, bound in FORMS.items()}) for e in question.excesses for t in taus]
     gaps = {t: gap_bounded(question.sum_exponential_risk, t, n, question.score_bound) for t in taus}
-    tightness = tuple(_tightness(tau, n, generator) for tau in taus)
+    tightness = tuple(_tightness(tau, question, generator) for tau in taus)
     return Answer(question, tuple(rows), tightness, gaps, tuple(searches(taus, n, question.problems, generator)))
 
 
@@ -179,24 +181,29 @@ def _clause(row: Row) -> str:
     return f"an excess of {row.excess:g} {loss} guarantees {what}{ours}"
 
 
-def _tightness(tau: float, n: int, generator: np.random.Generator) -> Tightness:
+def _tightness(tau: float, asked: Question, generator: np.random.Generator) -> Tightness:
+    n = asked.classes
     b = np.geomspace(counterexamples.SMALLEST_ERROR, 1, 400)
     stated, tight = (partial(bound, tau=tau, n=n) for bound in (transform, tight_transform))
-    search = partial(counterexamples.smallest_ratio, tau=tau, n=n, generator=generator)
+    search = partial(counterexamples.smallest_ratio, tau=tau, n=n, generator=generator, rounds=asked.rounds)
     return Tightness(tau, search(stated), float(np.min(tight(b) / stated(b))), search(tight))
 
 
 def _figure(asked: Question) -> Figure:
-    taus = np.linspace(0, max(2.0, *asked.taus), 81)
-    colours = palette.colours(tuple(FORMS), "explicit")
-
-    def line(form: str, excess: float) -> Line:
-        y = np.array([100 * FORMS[form](excess, float(tau), asked.classes) for tau in taus])
-        return Line(form, form, taus.tolist(), y, y, y)
-
-    panels = {f"points of error, for an excess of {e:g}": [line(form, e) for form in FORMS] for e in asked.excesses[:2]}
+    taus = np.linspace(0, max(2.0, *asked.taus), 61)
+    excesses = np.array(asked.excesses[:2])
+    heights = {
+        form: np.array([100 * bound(excesses, float(tau), asked.classes) for tau in taus])
+        for form, bound in FORMS.items()
+    }
+    panels = {
+        f"points of error, for an excess of {excess:g}": [
+            Line(form, form, taus.tolist(), *(heights[form][:, place],) * 3) for form in FORMS
+        ]
+        for place, excess in enumerate(excesses)
+    }
     return plots.lines(
-        "bounds", panels, colours, xlabel="tau", logarithmic=False,
+        "bounds", panels, palette.colours(tuple(FORMS), "explicit"), xlabel="tau", logarithmic=False,
         alt=f"The bound on the error excess against tau, with {asked.classes} classes",
         caption="The error is at most this many points above the best possible. Losses of different tau differ in scale, so that an "
         "equal excess is not equally easy to reach: the curves say what is guaranteed, not which tau is better.",

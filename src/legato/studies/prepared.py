@@ -33,9 +33,8 @@ class Source:
 
     def load(self, seed: int) -> Splits:
         """The splits of this seed."""
-        more = {k: v for k, v in {"classes": self.classes or None, "image_size": self.image_size}.items() if v}
         return data.load(
-            self.data, target=self.target, group=self.group, **more,
+            self.data, target=self.target, group=self.group, classes=self.classes or None, image_size=self.image_size,
             validation=self.validation, test=self.test, seed=seed, data_dir=self.data_dir, download=self.download,
         )  # fmt: skip
 

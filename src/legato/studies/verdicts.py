@@ -33,7 +33,9 @@ def judge(study: str, paper: str, results: Mapping[str, Result]) -> list[Judged]
 def _measured(claim: Claim, results: Mapping[str, Result]) -> NDArray[np.float64]:
     """[S] the claim's measure, as the mean over the parts that its pattern names."""
     chosen = [result for part, result in results.items() if fnmatchcase(part, claim.part)]
-    return np.mean([MEASURES[claim.metric](result, claim) for result in chosen], axis=0)
+    values = np.array([MEASURES[claim.metric](result, claim) for result in chosen])
+    mean: NDArray[np.float64] = values.mean(axis=0)
+    return mean
 
 
 def accuracy(result: Result, claim: Claim) -> NDArray[np.float64]:
