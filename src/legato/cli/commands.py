@@ -37,13 +37,16 @@ class Page:
 
 @dataclass(frozen=True)
 class Data:
-    """List the data sets: size, licence, and the command that fetches what is not here."""
+    """List the data sets: size, licence, where each was found here, or the command that fetches it."""
+
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Where to look first."""
 
     def run(self) -> None:
         """Print the table."""
         from legato.cli import listings
 
-        listings.data()
+        listings.data(str(self.data_dir) if self.data_dir else None)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class Guarantee:
     classes: Annotated[int, tyro.conf.arg(metavar="N")] = 10
     """How many classes, at least 2."""
     excess: Annotated[tuple[float, ...], tyro.conf.arg(metavar="X ...")] = (0.01, 0.05, 0.1)
-    """Surrogate excesses with their gap, in nats at tau = 1: the loss minus the least that any scores can have. The plot shows the first three."""
+    """Surrogate excesses with their gap, in nats at tau = 1: the loss minus the least that any scores can have. The plot shows the first two."""
     score_bound: Annotated[float, tyro.conf.arg(metavar="X")] = 10.0
     """For the gap: scores lie in [-X, X]."""
     sum_exp_risk: Annotated[float, tyro.conf.arg(metavar="X")] = 1.0
@@ -70,8 +70,7 @@ def _tables(found: "Answer") -> "list[Table]":
         "tau", "gap at most", "stated, found", "stated, computed", "tighter, found", box=box.SIMPLE_HEAD,
         title="Gap for bounded scores, and smallest surrogate excess / transform (1 is attained)",
     )  # fmt: skip
-    for row in found.tightness:
-        facts.add_row(
-            f"{row.tau:g}", f"{found.gaps[row.tau]:.4g}", *(f"{x:.3f}" for x in (row.found, row.computed, row.tighter))
-        )
+    for t in found.tightness:
+        ratios = (f"{x:.3f}" for x in (t.found, t.computed, t.tighter))
+        facts.add_row(f"{t.tau:g}", f"{found.gaps[t.tau]:.4g}", *ratios)
     return [bounds, facts]

@@ -219,8 +219,9 @@ def estimate(config: CompareConfig, factory: Factory | None = None) -> tuple[Pla
 
 
 def folder_of(config: CompareConfig) -> Path:
-    """`--out`, or a folder named after the data."""
-    return config.out or Path("runs") / (Path(config.data).stem or "data")
+    """`--out`, or a folder named after the data and what is taken of it."""
+    taken = [name.replace("/", "-") for name in config.classes] + ([str(config.image_size)] if config.image_size else [])
+    return config.out or Path("runs") / "-".join([Path(config.data).stem or "data", *taken])
 
 
 def workers_of(asked: int | None) -> int:
@@ -290,8 +291,7 @@ def _check(config: CompareConfig) -> None:
 def _save_arrays(x: Any, y: Any, folder: Path) -> Path:
     """Put arrays from Python where every worker, and the same call on another day, finds them."""
     if y is None:
-        rows = [x[i] for i in range(len(x))]
-        x, y = np.stack([np.asarray(row[0]) for row in rows]), np.array([int(row[1]) for row in rows])
+        x, y = data.arrays_of(x)
     data.from_arrays(x, y)  # whatever is wrong with them is said now
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "data.npz", x=np.asarray(x), y=np.asarray(y))
