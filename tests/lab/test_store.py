@@ -106,6 +106,10 @@ def move_to_another_name(path: Path) -> None:
     path.with_suffix(".safetensors").rename(path.with_name("f" * 64 + ".safetensors"))
 
 
+def become_another_trial(path: Path) -> None:
+    path.write_bytes(path.with_name(next(p.name for p in path.parent.glob("*.json") if p != path)).read_bytes())
+
+
 def lose_the_arrays(path: Path) -> None:
     path.with_suffix(".safetensors").unlink()
 
@@ -124,6 +128,7 @@ def change_the_arrays(path: Path) -> None:
         become_a_list,
         become_noise,
         move_to_another_name,
+        become_another_trial,
         lose_the_arrays,
         change_the_arrays,
     ],
@@ -147,6 +152,36 @@ def test_a_damaged_file_is_named_counts_as_absent_and_is_set_aside(
     assert len(made.records()) == 2, "nothing is left to warn about"
     made.put(Config(1), Outcome({"square": 1}, {"row": np.arange(2)}), 0.5)
     assert contents(made) == before
+
+
+def test_a_look_at_whole_files_takes_no_lock(tmp_path: Path) -> None:
+    made = filled(tmp_path)
+    with made.lock(made.key(Config(1))):  # somebody else has it
+        made.create()
+    assert [path.name for path in (tmp_path / "locks").iterdir()] == ["folder.lock"]
+
+
+def test_a_damaged_file_that_is_being_made_again_is_left_alone(tmp_path: Path) -> None:
+    made = filled(tmp_path)
+    cut(file_of(made, 1))
+    with made.lock(made.key(Config(1))) as ours:
+        assert ours
+        store(tmp_path).create()
+        assert file_of(made, 1).exists()
+    with pytest.warns(errors.LegatoWarning, match="is damaged"):
+        made.create()
+    assert not file_of(made, 1).exists()
+
+
+def test_what_is_known_is_not_read_again(tmp_path: Path) -> None:
+    made = filled(tmp_path)
+    known = made.records()
+    for path in (tmp_path / "trials").glob("*.json"):
+        path.write_bytes(b"")
+    made.put(Config(7), Outcome({}), 0.0)
+    assert len(made.records(known)) == 4
+    file_of(made, 1).unlink()
+    assert len(made.records(known)) == 3, "what has gone is gone"
 
 
 def test_damaged_arrays_are_an_error_for_who_reads_them(tmp_path: Path) -> None:

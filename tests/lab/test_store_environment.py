@@ -2,13 +2,14 @@
 
 import getpass
 import json
+import os
 import platform
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
-from squares import store
+from squares import Config, run, store, study
 
 from legato import __version__, errors
 from legato.lab import environment
@@ -31,10 +32,19 @@ def test_the_first_environment_stays_and_others_are_added(tmp_path: Path, monkey
     first = made.read_environment()
     other = {**environment.describe(), "torch": "1.0"}
     monkeypatch.setattr(environment, "describe", lambda: other)
+    made.create()
+    assert made.read_environment() == first, "a look at the folder measures nothing"
     with pytest.warns(errors.LegatoWarning, match=re.escape(f"torch was {first['torch']} and is 1.0")):
-        made.create()
-    made.create()  # known by now: no second warning, no second entry
+        made.note_environment()
+    made.note_environment()  # known by now: no second warning, no second entry
     assert made.read_environment() == {**first, "also": [other]}
+
+
+def test_no_file_of_a_run_names_host_user_or_folder(tmp_path: Path) -> None:
+    run(study([Config(1)], tmp_path / "diary"), store(tmp_path / "run"), progress=False)
+    text = "".join(path.read_text() for path in (tmp_path / "run").rglob("*.json"))
+    for secret in (str(tmp_path), str(Path.home()), platform.node()):
+        assert secret not in text
 
 
 def git(folder: Path, *words: str) -> str:
@@ -58,3 +68,18 @@ def test_the_commit_is_the_one_of_the_package_only(tmp_path: Path) -> None:
     assert environment.commit(package) == head
     (package / "__init__.py").write_text("a = 2\n")
     assert environment.commit(package) == head + "+"
+
+
+def test_a_look_at_the_commit_touches_nothing_and_minds_no_hook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "__init__.py").write_text("a = 1\n")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    head = git(tmp_path, "rev-parse", "HEAD")
+    os.utime(tmp_path / "__init__.py", (1, 1))  # git would note that only the time has changed
+    index = (tmp_path / ".git" / "index").read_bytes()
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    assert environment.commit(tmp_path) == head
+    assert (tmp_path / ".git" / "index").read_bytes() == index

@@ -31,9 +31,12 @@ def commit(package: Path) -> str | None:
     None for an installed package, also when a virtual environment inside somebody's checkout holds it.
     """
 
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook has its own
+
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(package), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        command = ["git", "--no-optional-locks", "-C", str(package), *arguments]  # a look writes nothing
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, env=ours)
+        return done.stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", "__init__.py")

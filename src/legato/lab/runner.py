@@ -104,7 +104,7 @@ def attempt(trial: Trial, store: Store, config: Any) -> Attempt:
         scratch, failure = store.folder / "scratch" / key, store.folder / "failed" / f"{key}.txt"
         try:
             _measure(trial, store, config, scratch)
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:  # a trial that leaves takes nobody with it
             shutil.rmtree(scratch, ignore_errors=True)
             if isinstance(problem, errors.LegatoError):
                 raise
@@ -130,13 +130,20 @@ def _waves(study: Study, store: Store, monitor: Monitor, pool: Pool) -> tuple[li
     """Ask the study and do what it names, until all of it is there or has failed."""
     asked: dict[str, Any] = {}
     failed: dict[str, Attempt] = {}
+    records: list[Record] = []
+    noted = False
     while True:
-        there = {record.key: record for record in store.records()}
-        asked |= {store.key(config): config for config in study.trials(list(there.values()))}
+        records = store.records(known=records)
+        there = {record.key for record in records}
+        asked |= {store.key(config): config for config in study.trials(records)}
         monitor.expect(asked.keys())
         missing = [key for key in asked if key not in there and key not in failed]
         if not missing:
-            return [record for record in there.values() if record.key in asked], list(failed.values())
+            still_failed = [failed[key] for key in failed if key not in there]  # another process may have had more luck
+            return [record for record in records if record.key in asked], still_failed
+        if not noted:
+            store.note_environment()
+            noted = True
         attempts = pool(attempt, [(study.trial, store, asked[key]) for key in missing])
         failed |= {key: result for key, result in zip(missing, attempts, strict=True) if result.state == "failed"}
         if all(result.state == "busy" for result in attempts):

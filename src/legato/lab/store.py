@@ -7,10 +7,12 @@ The JSON is the commit point: its arrays are written before it. Reading changes 
 is damaged. Every file holds the version of legato, and one folder holds one version.
 """
 
+import errno
 import hashlib
 import json
+import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -45,11 +47,19 @@ class Store:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise refused(self.folder, problem) from problem
+        if not os.access(self.folder, os.W_OK):
+            raise refused(self.folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
         for path in self._paths():
-            self._set_aside_if_damaged(path)
-        for version in {record.version for record in self.records()} - {__version__}:
-            raise self._mixed(version)
-        self._note_environment()
+            with suppress(FileNotFoundError):  # set aside by another process in between
+                try:
+                    version = self._record(path).version
+                except Damaged:
+                    self._set_aside_if_damaged(path)
+                    continue
+                if version != __version__:
+                    raise self._mixed(version)
+        if not (self.folder / "environment.json").exists():
+            self.note_environment()
 
     def key(self, config: Any) -> str:
         """The name of a trial: 64 hex digits."""
@@ -61,7 +71,11 @@ class Store:
 
     def finished(self) -> set[str]:
         """Keys of the finished trials, without a look into their files."""
-        return {path.stem for path in self._paths()}
+        try:
+            names = [path.name for path in (self.folder / "trials").iterdir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+        return {name.removesuffix(".json") for name in names if name.endswith(".json")}
 
     def get(self, config: Any) -> Record | None:
         """The record of a finished trial; None if there is none, or a damaged one."""
@@ -74,15 +88,18 @@ class Store:
             _warn(path, damage)
             return None
 
-    def records(self) -> list[Record]:
+    def records(self, known: Iterable[Record] = ()) -> list[Record]:
         """All finished trials, by key. A damaged file is named in a LegatoWarning and counts as absent.
 
+        Args:
+            known: what was read before; a trial is written once, so these are not read again.
         Raises: StoreError when the trials are of different versions of legato, or of another study or schema.
         """
+        before = {record.key: record for record in known}
         found: list[Record] = []
         for path in self._paths():
             try:
-                record = self._record(path)
+                record = before.get(path.stem) or self._record(path)
             except FileNotFoundError:  # set aside by another process in between
                 continue
             except Damaged as damage:
@@ -168,6 +185,26 @@ class Store:
             return {}
         return found
 
+    def note_environment(self) -> None:
+        """Keep the first environment, and below `also` every other one; call it before trials are added.
+
+        A LegatoWarning says what has changed, the first time. Of a cluster, the machine that hands out the trials is kept.
+        """
+        now = environment.describe()
+        with self._alone():
+            noted = self.read_environment()
+            also = noted.pop("also", [])
+            if now in (noted, *also):
+                return
+            if noted:
+                changed = [
+                    f"{name} was {noted.get(name)} and is {now[name]}" for name in now if now[name] != noted.get(name)
+                ]
+                text = f"{self.folder}: earlier trials were measured with something else: {', '.join(changed)}."
+                warnings.warn(f"{text} Last digits may differ.", errors.LegatoWarning, stacklevel=4)
+            noted = {**noted, "also": [*also, now]} if noted else now
+            write(self.folder / "environment.json", pack_json(noted))
+
     def write_arrays(self, name: str, arrays: Arrays) -> None:
         """Keep arrays that belong to the whole run."""
         with self._alone():
@@ -191,7 +228,7 @@ class Store:
         return self.folder / "trials" / f"{key}.json"
 
     def _paths(self) -> list[Path]:
-        return sorted((self.folder / "trials").glob("*.json"))
+        return [self._path(key) for key in sorted(self.finished())]
 
     def _load(self, path: Path) -> tuple[dict[str, Any], bytes]:
         """The checked content of a trial's file, and its packed arrays."""
@@ -234,22 +271,6 @@ class Store:
                     if file.exists():
                         file.replace(self.folder / "damaged" / file.name)
 
-    def _note_environment(self) -> None:
-        """Keep the first environment, and below `also` every other one that added trials. Shows early whether we may write."""
-        now = environment.describe()
-        with self._alone():
-            noted = self.read_environment()
-            also = noted.pop("also", [])
-            first = noted or now
-            if now not in (first, *also):
-                also.append(now)
-                changed = ", ".join(
-                    f"{name} was {first.get(name)} and is {now[name]}" for name in now if now[name] != first.get(name)
-                )
-                text = f"{self.folder}: earlier trials were measured with something else: {changed}. Last digits may differ."
-                warnings.warn(text, errors.LegatoWarning, stacklevel=4)
-            write(self.folder / "environment.json", pack_json({**first, "also": also} if also else first))
-
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Nobody else writes files that belong to no trial."""
@@ -258,9 +279,10 @@ class Store:
             lock.acquire()
         except OSError as problem:
             raise refused(self.folder, problem) from problem
-        with lock:
-            lock.release()
+        try:
             yield
+        finally:
+            lock.release()
 
     def _mixed(self, version: str) -> errors.StoreError:
         return errors.StoreError(

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import time
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -38,6 +40,7 @@ class Checkpoints:
         self.folder = Path(folder)
         self.every = every
         self._last = time.monotonic()
+        self._damaged: list[Path] = []
 
     def due(self) -> bool:
         """Whether the last checkpoint, or the start, is `every` seconds ago."""
@@ -47,32 +50,40 @@ class Checkpoints:
         """Whether there is a checkpoint, whole or not."""
         return bool(self._generations())
 
-    def save(self, state: Mapping[str, Any]) -> Path:
-        """Write `state` as the next generation and remove those before the last two."""
-        from safetensors.torch import save_file
+    def check_place(self) -> None:
+        """See, before hours of training, that checkpoints can be written; writes nothing.
 
+        Raises: CheckpointError when the folder, or the nearest one above it that is there, is no folder of ours.
+        """
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise _unwritable(self.folder, f"{there} is no folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise _unwritable(self.folder, f"no permission to write in {there}")
+
+    def save(self, state: Mapping[str, Any]) -> Path:
+        """Write `state` as the next generation and remove damaged ones and those before the last two.
+
+        Raises: CheckpointError for a state that cannot be stored, a full disk or a folder that cannot be written; the
+        generations before are kept.
+        """
         generations = self._generations()
-        number = int(generations[-1].name.partition("-")[2]) + 1 if generations else 1
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for left_over in self.folder.glob(".writing-*"):
-            shutil.rmtree(left_over, ignore_errors=True)
-        scratch = self.folder / f".writing-{number:06d}"
-        scratch.mkdir()
+        number = max(generations, default=0) + 1
         tensors: dict[str, Tensor] = {}
         plain = flatten(dict(state), "run", tensors)
-        save_file(tensors, scratch / "tensors.safetensors")
-        _synchronise(scratch / "tensors.safetensors")
-        check = {"tensors": _crc_of_file(scratch / "tensors.safetensors"), "state": _crc_of_state(plain)}
-        (scratch / "state.json").write_text(json.dumps({"crc32": check, "state": plain}, allow_nan=False, indent=1))
-        _synchronise(scratch / "state.json")
-        _synchronise(scratch)
-        final_name = self.folder / f"checkpoint-{number:06d}"
-        scratch.replace(final_name)
-        _synchronise(self.folder)
-        for old in generations[: len(generations) + 1 - KEEP]:
+        place = self.folder / f"checkpoint-{number:06d}"
+        with _whole(place) as scratch:
+            scratch.mkdir()
+            _save_tensors(tensors, scratch / "tensors.safetensors")
+            check = {"tensors": _crc_of_file(scratch / "tensors.safetensors"), "state": _crc_of_state(plain)}
+            (scratch / "state.json").write_text(json.dumps({"crc32": check, "state": plain}, allow_nan=False, indent=1))
+            _synchronise(scratch / "state.json")
+        whole = [old for old in generations.values() if old not in self._damaged]
+        for old in (*self._damaged, *whole[: len(whole) + 1 - KEEP]):
             shutil.rmtree(old, ignore_errors=True)
+        self._damaged = []
         self._last = time.monotonic()
-        return final_name
+        return place
 
     def load(self) -> dict[str, Any] | None:
         """The newest whole generation; None in a folder without any.
@@ -80,27 +91,28 @@ class Checkpoints:
         A damaged generation is named in a LegatoWarning and the one before it is taken.
         Raises: CheckpointError, which names the files, when all are damaged.
         """
-        damage = []
-        for generation in reversed(self._generations()):
+        damage: dict[Path, str] = {}
+        for generation in reversed(self._generations().values()):
             try:
                 state = _read(generation)
             except (OSError, ValueError, KeyError, TypeError) as problem:
-                damage.append(f"{generation}: {problem}")
+                damage[generation] = f"{generation}: {problem}"
                 continue
             if damage:
-                warnings.warn(
-                    f"damaged checkpoint {damage[0]}; the run goes on from {generation.name}, the one before.",
-                    errors.LegatoWarning,
-                    stacklevel=3,
-                )
+                text = "; ".join(damage.values())
+                text = f"damaged checkpoint {text}. The run goes on from {generation.name}, the one before."
+                warnings.warn(text, errors.LegatoWarning, stacklevel=3)
+            self._damaged = list(damage)
             return state
         if damage:
-            text = "; ".join(damage)
+            text = "; ".join(damage.values())
             raise errors.CheckpointError(f"no whole checkpoint: {text}. Fix: delete {self.folder} to start again.")
         return None
 
-    def _generations(self) -> list[Path]:
-        return sorted(self.folder.glob("checkpoint-[0-9]*"))
+    def _generations(self) -> dict[int, Path]:
+        """By number, oldest first."""
+        named = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in self.folder.glob("checkpoint-*")]
+        return dict(sorted((int(match[1]), path) for match, path in named if match))
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -109,16 +121,11 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     Args:
         tensors: any; those that share memory are stored each by itself.
         metadata: words kept in the file's header.
+    Raises: CheckpointError for a full disk or a folder that cannot be written.
     """
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".writing-{path.name}")
     own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    save_file(own, scratch, metadata=metadata)
-    _synchronise(scratch)
-    scratch.replace(path)
-    _synchronise(path.parent)
+    with _whole(path) as scratch:
+        _save_tensors(own, scratch, metadata)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -130,6 +137,44 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (OSError, SafetensorError) as problem:
         raise errors.CheckpointError(f"{path} cannot be read: {problem}. Fix: delete it and train again.") from problem
+
+
+@contextmanager
+def _whole(place: Path) -> Iterator[Path]:
+    """A name beside `place` to write a file or folder under; on leaving, it is synchronised to the disk and takes its place."""
+    from safetensors import SafetensorError
+
+    scratch = place.with_name(f".writing-{place.name}")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _remove(scratch)  # left by a process that was killed
+        yield scratch
+        _synchronise(scratch)
+        scratch.replace(place)
+        _synchronise(place.parent)
+    except (OSError, SafetensorError) as problem:
+        with suppress(OSError):
+            _remove(scratch)
+        raise _unwritable(place, problem) from problem
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    from safetensors.torch import save_file
+
+    save_file(tensors, path, metadata=metadata)
+    _synchronise(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _unwritable(place: Path, problem: object) -> errors.CheckpointError:
+    fix = "free some space or choose another folder, and start the same run again"
+    return errors.CheckpointError(f"{place} cannot be written: {problem}. Fix: {fix}.")
 
 
 def _read(generation: Path) -> dict[str, Any]:

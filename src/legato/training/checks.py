@@ -1,7 +1,8 @@
 """What `fit` checks once: its arguments, and the first batch. Values are read here only, never in later steps."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -11,19 +12,25 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from legato import errors
+from legato.training.fitted import plain_number
 
 _OBJECTIVE_METHODS = ("begin_epoch", "loss", "after_step", "gradients", "state_dict", "load_state_dict")
 _ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss, nn.BCELoss)
 _ELEMENTWISE_FUNCTIONS = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy_with_logits)
 
 
-def check_numbers(
-    epochs: int, accumulate: int, clip_norm: float | None, ema_decay: float | None, checkpoint_seconds: float
+def check_options(
+    epochs: int,
+    accumulate: int,
+    clip_norm: float | None,
+    ema_decay: float | None,
+    checkpoint_seconds: float,
+    autocast: str | None,
 ) -> None:
-    """The numbers among the arguments of `fit`."""
-    if epochs < 1:
+    """The numbers and words among the arguments of `fit`."""
+    if not _is_count(epochs):
         raise errors.argument("epochs", expected="a whole number >= 1", got=epochs)
-    if accumulate < 1:
+    if not _is_count(accumulate):
         raise errors.argument("accumulate", expected="a whole number >= 1", got=accumulate, fix="1 = no accumulation")
     if clip_norm is not None and not 0 < clip_norm < math.inf:
         raise errors.argument("clip_norm", expected="a number > 0", got=clip_norm, fix="None turns clipping off")
@@ -31,6 +38,12 @@ def check_numbers(
         raise errors.argument("ema_decay", expected="a number in [0, 1)", got=ema_decay, fix="0.999 is usual")
     if not checkpoint_seconds >= 0:
         raise errors.argument("checkpoint_seconds", expected="a number >= 0", got=checkpoint_seconds)
+    if autocast not in (None, "bf16"):
+        raise errors.argument("autocast", expected="None or 'bf16'", got=repr(autocast))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and int(value) >= 1
 
 
 def check_parts(objective: Any, batches: Any) -> None:
@@ -51,6 +64,44 @@ def check_parts(objective: Any, batches: Any) -> None:
     if len(batches) < 1:
         fix = "give it at least batch_size rows, or lower batch_size"
         raise errors.argument("batches", expected="at least one batch an epoch", got="an empty loader", fix=fix)
+
+
+def check_shares(batches: list[int]) -> None:
+    """`batches` an epoch, of every process: they wait for each other in each step, so all have as many."""
+    if len(set(batches)) > 1:
+        fix = "cut the rows of an epoch to a multiple of the processes, as legato.data.Batches does"
+        raise errors.argument("batches", expected="as many an epoch in every process", got=batches, fix=fix)
+
+
+def check_own_rows(indices: list[Tensor]) -> None:
+    """`indices` of the first batch, of every process: they are not all the same rows."""
+    first, *others = indices
+    if others and all(torch.equal(first, other) for other in others) and bool((first >= 0).any()):
+        expected, got = "each process's own rows", f"the same {len(first)} rows in all {len(indices)} processes"
+        fix = "legato.data.Batches(..., rank=accelerator.process_index, world_size=accelerator.num_processes)"
+        raise errors.argument("batches", expected=expected, got=got, fix=fix)
+
+
+def check_metrics(found: Any, reserved: Set[str]) -> dict[str, float | None]:
+    """What `validate` returned, as plain numbers: None for NaN and infinities."""
+    expected = "a function that returns a dict of numbers by name"
+    if not isinstance(found, Mapping):
+        raise errors.argument_type(
+            "validate", expected=expected, got=type(found).__name__, fix='{"validation_error": 0.1}'
+        )
+    taken = sorted(reserved & found.keys())
+    if taken:
+        raise errors.argument(
+            "validate", expected=f"names other than {', '.join(sorted(reserved))}", got=", ".join(taken)
+        )
+    plain: dict[str, float | None] = {}
+    for name, value in found.items():
+        try:
+            plain[name] = plain_number(value)
+        except (TypeError, ValueError, RuntimeError) as problem:
+            got = f"{name} = {value!r}"
+            raise errors.argument_type("validate", expected=expected, got=got) from problem
+    return plain
 
 
 def make_optimizer(factory: Callable[[list[nn.Parameter]], Optimizer], model: nn.Module) -> Optimizer:

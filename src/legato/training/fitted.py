@@ -55,10 +55,12 @@ class KeepBest:
     Args:
         metric: the name in the validation metrics whose minimum counts.
         folder: where `best.safetensors` stands; None for a run that writes nothing.
+        writes: whether this process writes that file; all read it.
     """
 
-    def __init__(self, metric: str, folder: Path | None) -> None:
+    def __init__(self, metric: str, folder: Path | None, *, writes: bool = True) -> None:
         self.metric = metric
+        self._writes = writes
         self.best: Best | None = None
         self._path = None if folder is None else Path(folder) / BEST_FILE
         self._written = True
@@ -83,7 +85,7 @@ class KeepBest:
 
     def write(self) -> None:
         """Bring the folder up to date; call it before the checkpoint that knows of this epoch."""
-        if self._path is None or self._written or self.best is None:
+        if self._path is None or self._written or self.best is None or not self._writes:
             return
         words = {"value": json.dumps(self.best.value), "epoch": str(self.best.epoch), "metric": self.metric}
         write_tensors(self._path, self.best.weights, words)
@@ -98,10 +100,15 @@ class KeepBest:
             return
         try:
             weights, words = read_tensors(self._path)
-            self.best = Best(json.loads(words["value"]), int(words["epoch"]), weights)
-        except (errors.CheckpointError, KeyError, ValueError) as problem:
-            text = f"the best weights so far are lost, for {self._path} is damaged: {problem}"
-            warnings.warn(text, errors.LegatoWarning, stacklevel=2)
+            best = Best(json.loads(words["value"]), int(words["epoch"]), weights)
+            if words["metric"] == self.metric:
+                self.best = best
+                return
+            problem = f"they are those by {words['metric']!r}, and this run keeps those by {self.metric!r}"
+        except (errors.CheckpointError, KeyError, ValueError) as error:
+            problem = str(error)
+        text = f"the best weights of earlier epochs are not taken up from {self._path}: {problem}."
+        warnings.warn(text, errors.LegatoWarning, stacklevel=2)
 
 
 def plain_number(value: Any) -> float | None:

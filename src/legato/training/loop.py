@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from legato.training.checkpoint import Checkpoints
-from legato.training.checks import check_numbers, check_parts, make_optimizer, make_schedule
+from legato.training.checks import check_options, check_parts, check_shares, make_optimizer, make_schedule
 from legato.training.ema import moving_average
 from legato.training.fitted import Fitted, KeepBest, Metrics
 from legato.training.objective import EpochBatches, Objective
@@ -68,36 +68,36 @@ def fit(
             writes when it ends.
         log: called with each entry of the history, in the first process.
         progress: a progress bar on stderr, in the first process.
-        accelerator: an `accelerate.Accelerator` for several processes (start with torchrun); None is plain torch.
+        accelerator: an `accelerate.Accelerator` for several processes (start with torchrun), without precision,
+            accumulation or plugins of its own; None is plain torch.
     Raises: LegatoValueError or LegatoTypeError for an argument or first batch that cannot work; CheckpointError for
-        a folder that holds another run or only damaged checkpoints; DeviceError for a device or processes that are
-        not there. A loss that stops being finite raises nothing: see `Fitted.diverged`.
+        a folder that holds another run or only damaged checkpoints, or that cannot be written; DeviceError for a device
+        or processes that are not there. A loss that stops being finite raises nothing: see `Fitted.diverged`.
     """
-    check_numbers(epochs, accumulate, clip_norm, ema_decay, checkpoint_seconds)
+    check_options(epochs, accumulate, clip_norm, ema_decay, checkpoint_seconds, autocast)
     check_parts(objective, batches)
-    placement = place(accelerator, device, autocast)
+    placement = place(accelerator, device)
+    check_shares(placement.gather(len(batches)))
     model.to(placement.device).train()
     bare = getattr(model, "_orig_mod", model)  # what torch.compile was given
-    bare_optimizer = make_optimizer(optimizer, model)
+    made = make_optimizer(optimizer, model)
     plan = Plan(epochs, len(batches), accumulate, placement.processes)
-    run_schedule = make_schedule(schedule, bare_optimizer, plan.total_steps)
     average = None if ema_decay is None else moving_average(bare, ema_decay)
-    called, stepped = placement.wrap(model, bare_optimizer)
     run = Run(
         plan=plan,
         placement=placement,
         objective=objective,
         batches=batches,
-        called=called,
-        stepped=stepped,
+        called=placement.wrap(model),
         model=bare,
-        optimizer=bare_optimizer,
-        schedule=run_schedule,
+        optimizer=made,
+        schedule=make_schedule(schedule, made, plan.total_steps),
         average=average,
+        autocast=autocast,
         clip_norm=clip_norm,
         validate=validate,
         evaluated=model if average is None else average.module,
-        keep_best=KeepBest(best, folder if placement.rank == 0 else None),
+        keep_best=KeepBest(best, folder, writes=placement.rank == 0),
         checkpoints=None if folder is None else Checkpoints(folder, checkpoint_seconds),
         log=log if placement.rank == 0 else None,
     )

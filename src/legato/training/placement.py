@@ -6,7 +6,6 @@ from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from legato import errors
 from legato.training.plain import flatten, unflatten
@@ -19,12 +18,8 @@ class Placement(Protocol):
     processes: int
     rank: int
 
-    def wrap(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
-        """The model and optimizer to call in the steps."""
-        ...
-
-    def precision(self) -> AbstractContextManager[Any]:
-        """Around each forward pass: autocast, or nothing."""
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model to call in the steps."""
         ...
 
     def accumulating(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
@@ -33,10 +28,6 @@ class Placement(Protocol):
 
     def rank_scale(self, rows: int) -> Tensor | None:
         """processes * rows / rows of all processes: turns the average over processes into one over rows."""
-        ...
-
-    def clip(self, parameters: list[nn.Parameter], norm: float) -> None:
-        """Scale the gradients so that their common norm is at most `norm`."""
         ...
 
     def gather(self, value: Any) -> list[Any]:
@@ -51,17 +42,12 @@ class OneProcess:
     processes = 1
     rank = 0
 
-    def __init__(self, device: str | torch.device, autocast: str | None) -> None:
+    def __init__(self, device: str | torch.device) -> None:
         self.device = _usable(device)
-        self.autocast = autocast
 
-    def wrap(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
-        """Both as they are."""
-        return model, optimizer
-
-    def precision(self) -> AbstractContextManager[Any]:
-        """torch.autocast in bfloat16 where asked."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.autocast else nullcontext()
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model as it is."""
+        return model
 
     def accumulating(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """Nothing to do."""
@@ -70,10 +56,6 @@ class OneProcess:
     def rank_scale(self, rows: int) -> Tensor | None:
         """None: nothing to scale."""
         return None
-
-    def clip(self, parameters: list[nn.Parameter], norm: float) -> None:
-        """torch's clip_grad_norm_."""
-        nn.utils.clip_grad_norm_(parameters, norm)
 
     def gather(self, value: Any) -> list[Any]:
         """The value of the only process."""
@@ -84,22 +66,17 @@ class OneProcess:
 class ManyProcesses:
     """Accelerate's distributed data parallel, in as many processes as were started (by torchrun)."""
 
-    def __init__(self, accelerator: Any, autocast: str | None) -> None:
-        _check_accelerator(accelerator, autocast)
+    def __init__(self, accelerator: Any) -> None:
+        _check_accelerator(accelerator)
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
         self.processes: int = accelerator.num_processes
         self.rank: int = accelerator.process_index
 
-    def wrap(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
-        """Both as Accelerate prepares them."""
-        wrapped: tuple[nn.Module, Optimizer] = self.accelerator.prepare(model, optimizer)
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model as Accelerate prepares it. The optimizer needs none of that: its parameters stay the same objects."""
+        wrapped: nn.Module = self.accelerator.prepare_model(model)
         return wrapped
-
-    def precision(self) -> AbstractContextManager[Any]:
-        """Accelerate's autocast."""
-        context: AbstractContextManager[Any] = self.accelerator.autocast()
-        return context
 
     def accumulating(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """No traffic between processes before the last micro-batch."""
@@ -107,41 +84,40 @@ class ManyProcesses:
         return context
 
     def rank_scale(self, rows: int) -> Tensor | None:
-        """One all-reduce of one number, without waiting for the device."""
+        """One all-reduce of one number, without waiting for the device; float64, but a scalar makes no loss wider."""
         if self.processes == 1:
             return None
-        total = torch.full((), rows, dtype=torch.float32, device=self.device)
+        total = torch.full((), rows, dtype=torch.float64, device=self.device)
         torch.distributed.all_reduce(total)
         return (self.processes * rows) / total
 
-    def clip(self, parameters: list[nn.Parameter], norm: float) -> None:
-        """Accelerate's clip_grad_norm_."""
-        self.accelerator.clip_grad_norm_(parameters, norm)
-
     def gather(self, value: Any) -> list[Any]:
-        """all_gather_object, with tensors on the CPU on the way and afterwards."""
+        """all_gather_object; tensors travel as safetensors, since pickle knows not all of their types, and stay on the CPU."""
         if self.processes == 1:
             return [value]
+        from safetensors.torch import load, save
+
         tensors: dict[str, Tensor] = {}
-        mine = (flatten(value, "process", tensors), tensors)
+        tree = flatten(value, "process", tensors)
         everyone: list[Any] = [None] * self.processes
-        torch.distributed.all_gather_object(everyone, mine)
-        return [unflatten(tree, its_tensors) for tree, its_tensors in everyone]
+        torch.distributed.all_gather_object(everyone, (tree, save(tensors)))
+        return [unflatten(its_tree, load(packed)) for its_tree, packed in everyone]
 
 
-def place(accelerator: Any, device: str | torch.device, autocast: str | None) -> Placement:
-    """The placement that was asked for.
-
-    Raises: LegatoValueError for an unknown `autocast`; DeviceError where the device or processes are not there.
-    """
-    if autocast not in (None, "bf16"):
-        raise errors.argument("autocast", expected="None or 'bf16'", got=autocast)
+def place(accelerator: Any, device: str | torch.device) -> Placement:
+    """The placement that was asked for. Raises: DeviceError where the device or the processes are not there."""
     if accelerator is not None:
-        return ManyProcesses(accelerator, autocast)
-    started = int(os.environ.get("WORLD_SIZE", "1"))
+        return ManyProcesses(accelerator)
+    started = _started()
     if started > 1:
-        raise _mismatch("one process without an accelerator", f"WORLD_SIZE={started}", "accelerator=Accelerator()")
-    return OneProcess(device, autocast)
+        fix = "accelerator=Accelerator(), with batches that give each process its own rows"
+        raise _mismatch("an Accelerator, for several processes were started", f"None with WORLD_SIZE={started}", fix)
+    return OneProcess(device)
+
+
+def _started() -> int:
+    """How many processes torchrun has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _usable(device: str | torch.device) -> torch.device:
@@ -157,21 +133,23 @@ def _mismatch(expected: str, got: str, fix: str) -> errors.DeviceError:
     return errors.DeviceError(errors.message("accelerator", expected=expected, got=got, fix=fix))
 
 
-def _check_accelerator(accelerator: Any, autocast: str | None) -> None:
+def _check_accelerator(accelerator: Any) -> None:
     """Accelerate falls back silently; compare what was started and asked with what is there."""
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != started:
+    started, there = _started(), accelerator.num_processes
+    if there != started:
         fix = "start with: python -m torch.distributed.run --nproc_per_node N, and make one Accelerator"
-        raise _mismatch(f"{started} processes (WORLD_SIZE)", f"{accelerator.num_processes}", fix)
+        raise _mismatch(f"{started} processes, as WORLD_SIZE says", there, fix)
     kind = str(accelerator.distributed_type.value)
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" or kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        asked = "FSDP" if os.environ.get("ACCELERATE_USE_FSDP") else kind
-        fix = "make the Accelerator without plugins; only data parallel runs are supported"
-        raise _mismatch("distributed_type NO, MULTI_CPU or MULTI_GPU", f"{asked} asked for, {kind} there", fix)
+    copies = kind == "NO" or kind.startswith("MULTI_")  # a copy of the model in each process
+    if copies and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        kind, copies = f"FSDP asked for, which has become {kind}", False
+    if not copies:
+        fix = "make the Accelerator without plugins, and unset ACCELERATE_USE_FSDP"
+        raise _mismatch("plain data parallel training", kind, fix)
     if accelerator.gradient_accumulation_steps != 1:
         got = f"gradient_accumulation_steps={accelerator.gradient_accumulation_steps}"
         raise _mismatch("no accumulation of its own", got, "pass accumulate= to fit")
-    if accelerator.mixed_precision not in ("no", "bf16"):
-        raise _mismatch("mixed_precision 'no' or 'bf16'", repr(accelerator.mixed_precision), "use 'bf16'")
-    if autocast == "bf16" and accelerator.mixed_precision != "bf16":
-        raise _mismatch("mixed_precision 'bf16', as autocast", "'no'", "Accelerator(mixed_precision='bf16')")
+    if accelerator.mixed_precision != "no":
+        # Accelerate would patch the forward of the user's model, for validation and for good.
+        got, fix = f"mixed_precision={accelerator.mixed_precision!r}", "pass autocast='bf16' to fit instead"
+        raise _mismatch("no mixed precision of its own", got, fix)

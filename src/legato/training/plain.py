@@ -22,11 +22,9 @@ def flatten(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     Raises: CheckpointError for anything else; names its place.
     """
     if isinstance(tree, Tensor):
-        tensors[name] = _detached(tree, name)
-        return {"$tensor": name}
+        return {"$tensor": _keep(_detached(tree, name), name, tensors)}
     if isinstance(tree, np.ndarray):
-        tensors[name] = torch.from_numpy(np.ascontiguousarray(tree).copy())
-        return {"$array": name}
+        return {"$array": _keep(_from_numpy(tree, name), name, tensors)}
     if isinstance(tree, dict):
         if all(isinstance(key, str) for key in tree) and not any(tag in tree for tag in _TAGS):
             return {key: flatten(value, f"{name}.{key}", tensors) for key, value in tree.items()}
@@ -63,6 +61,22 @@ def unflatten(tree: Any, tensors: dict[str, Tensor]) -> Any:
         case {"$float": text}:
             return float(text)
     return {key: unflatten(value, tensors) for key, value in tree.items()}
+
+
+def _keep(tensor: Tensor, name: str, tensors: dict[str, Tensor]) -> str:
+    """Keep a tensor under its name, or one like it: {"a": {"b": x}, "a.b": y} and {1: x, "1": y} hold two of one name."""
+    while name in tensors:
+        name += "'"
+    tensors[name] = tensor
+    return name
+
+
+def _from_numpy(array: np.ndarray[Any, Any], name: str) -> Tensor:
+    try:
+        return torch.from_numpy(np.ascontiguousarray(array).copy())
+    except TypeError as problem:
+        text = errors.message(f"state of {name}", expected="an array of numbers", got=f"{array.dtype} array")
+        raise errors.CheckpointError(text) from problem
 
 
 def _detached(tensor: Tensor, name: str) -> Tensor:

@@ -4,6 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -18,17 +19,19 @@ from torch.optim.swa_utils import AveragedModel
 from legato import errors
 from legato.training import rng
 from legato.training.checkpoint import Checkpoints
-from legato.training.checks import check_batch, check_loss
+from legato.training.checks import check_batch, check_loss, check_metrics, check_own_rows
 from legato.training.fitted import KeepBest, Metrics, plain_number
 from legato.training.losses import EpochLosses
 from legato.training.objective import Batch, EpochBatches, Objective
 from legato.training.placement import Placement
+from legato.training.plain import flatten
 from legato.training.progress import ProgressBar
 
 LOOK_EVERY = 50
 """Steps between two looks at the losses; only then, and at the end of an epoch, does the loop wait for the device."""
 
-_PARTS = {"model", "average", "optimizer", "schedule"}
+SHOWN = 3
+"""Differences to another run's checkpoint that its error names."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,11 @@ class Run:
     objective: Objective
     batches: EpochBatches
     called: nn.Module  # what the objective calls: the model, compiled or wrapped for several processes
-    stepped: Optimizer
-    model: nn.Module  # the same model and optimizer, bare
+    model: nn.Module  # the same model, bare
     optimizer: Optimizer
     schedule: LRScheduler | None
     average: AveragedModel | None
+    autocast: str | None
     clip_norm: float | None
     validate: Callable[[nn.Module], Mapping[str, float]] | None
     evaluated: nn.Module
@@ -111,15 +114,16 @@ class Run:
     def _take_step(self, group: list[Batch]) -> None:
         if not self.checked:
             check_batch(group[0])
+            check_own_rows(self.placement.gather(group[0][2]))
         device = self.placement.device
         here: list[Batch] = [_moved(batch, device) for batch in group]
         rows = sum(len(targets) for _, targets, _ in here)
         scale = self.placement.rank_scale(rows)
         loss = self.objective.gradients(partial(self._gradients_of_mean, here, rows, scale))
         if self.clip_norm is not None:
-            self.placement.clip(self.parameters, self.clip_norm)
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         self.learning_rate = self.optimizer.param_groups[0]["lr"]
-        self.stepped.step()
+        self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()
         if self.average is not None:
@@ -130,11 +134,11 @@ class Run:
 
     def _gradients_of_mean(self, group: list[Batch], rows: int, scale: Tensor | None) -> Tensor:
         """The closure of `Objective.gradients`: gradients of the group's mean loss over rows, and that loss."""
-        self.stepped.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         mean: Tensor | None = None
         for i, batch in enumerate(group, start=1):
             with self.placement.accumulating(self.called, last=i == len(group)):
-                with self.placement.precision():
+                with self._precision():
                     loss = self.objective.loss(self.called, batch, self.step)
                 if not self.checked:
                     check_loss(loss)
@@ -145,6 +149,10 @@ class Run:
             mean = loss.detach() if mean is None else mean + loss.detach()
         assert mean is not None  # a group has at least one batch
         return mean
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Around each forward pass: torch.autocast in bfloat16, or nothing."""
+        return torch.autocast(self.placement.device.type, torch.bfloat16) if self.autocast else nullcontext()
 
     def _look_sometimes(self) -> None:
         """Each LOOK_EVERY steps all processes look at the losses and the clock; one alone keeps time at every step."""
@@ -181,7 +189,7 @@ class Run:
             "learning_rate": plain_number(self.learning_rate),
         }
         if self.diverged is None and self.validate is not None:
-            metrics = {name: plain_number(value) for name, value in self._validation(self.validate).items()}
+            metrics = check_metrics(self._validation(self.validate), entry.keys() | {"seconds"})
             self.keep_best.look(metrics, self.epoch, getattr(self.evaluated, "_orig_mod", self.evaluated))
             entry |= metrics
         entry["seconds"] = time.perf_counter() - began
@@ -225,6 +233,7 @@ class Run:
             self.checkpoints.save(
                 {
                     "plan": asdict(self.plan),
+                    "parts": self._kinds(),
                     "progress": {name: getattr(self, name) for name in names},
                     **{name: part.state_dict() for name, part in self._stateful().items()},
                     "processes": everyone,
@@ -232,15 +241,26 @@ class Run:
             )
 
     def resume(self) -> None:
-        """Go on where the newest checkpoint stands, if there is one."""
-        state = None if self.checkpoints is None else self.checkpoints.load()
+        """Go on where the newest checkpoint stands, if there is one; see at once that this run can write one."""
+        state = None
+        if self.checkpoints is not None:
+            self.checkpoints.check_place()
+            parts: dict[str, Any] = {
+                "objective": self.objective,
+                "optimizer": self.optimizer,
+                "schedule": self.schedule,
+            }
+            flatten({name: part.state_dict() for name, part in parts.items() if part is not None}, "run", {})
+            state = self.checkpoints.load()
         steps = self.placement.gather(None if state is None else state["progress"]["step"])
         if len(set(steps)) > 1:
             fix = "put the folder on a disk that all processes share"
             text = errors.message("folder", expected="one checkpoint for all processes", got=f"steps {steps}", fix=fix)
             raise errors.CheckpointError(text)
-        if state is None:
-            return
+        if state is not None:
+            self._go_on_from(state)
+
+    def _go_on_from(self, state: Metrics) -> None:
         self._check_same_run(state)
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
@@ -255,17 +275,19 @@ class Run:
             self._take_up(mine)
 
     def _check_same_run(self, state: Metrics) -> None:
-        """The checkpoint must be of this run: same plan, same kinds of parts, same weights by name and shape."""
-        shapes = {name: list(value.shape) for name, value in state["model"].items() if isinstance(value, Tensor)}
-        now = {name: list(value.shape) for name, value in self.model.state_dict().items() if isinstance(value, Tensor)}
-        was = state["plan"] | {"parts": sorted(_PARTS & state.keys()), "model": shapes}
-        wanted = asdict(self.plan) | {"parts": sorted(self._stateful()), "model": now}
-        differ = [name for name in was if was[name] != wanted[name]]
+        """The checkpoint must be of this run: same plan, same kinds of parts, same weights by name, type and shape."""
+        was = state["plan"] | state.get("parts", {}) | _outline(state["model"])
+        now = asdict(self.plan) | self._kinds() | _outline(self.model.state_dict())
+        differ = [name for name in was | now if was.get(name) != now.get(name)]
         if differ:
-            got, expected = ({name: plan[name] for name in differ} for plan in (was, wanted))
+            expected, got = ({name: side.get(name) for name in differ[:SHOWN]} for side in (now, was))
             fix = "use another folder, or empty this one to start again"
-            text = errors.message("folder", expected=f"a checkpoint of this run, {expected}", got=got, fix=fix)
+            text = errors.message("folder", expected=f"a checkpoint of this run, with {expected}", got=got, fix=fix)
             raise errors.CheckpointError(text)
+
+    def _kinds(self) -> dict[str, str]:
+        """Names of classes of what has a state, such as {"model": "Sequential", "optimizer": "SGD"}."""
+        return {name: type(part).__name__ for name, part in self._stateful().items()}
 
     def _take_up(self, mine: Metrics) -> None:
         self.objective.load_state_dict(mine["objective"])
@@ -275,6 +297,12 @@ class Run:
     def _stateful(self) -> dict[str, Any]:
         parts = {"model": self.model, "average": self.average, "optimizer": self.optimizer, "schedule": self.schedule}
         return {name: part for name, part in parts.items() if part is not None}
+
+
+def _outline(state: Mapping[str, Any]) -> dict[str, str]:
+    """What a model's state is made of, such as {"weight 0.bias": "float32[10]"}."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return {f"weight {name}": f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for name, t in tensors.items()}
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
