@@ -49,12 +49,18 @@ LOSSES: dict[str, Callable[[int], Loss]] = {
 """What `loss` may be: how to make it from a seed."""
 
 
-def _is_calibrated(estimator: "EnsLossClassifier") -> bool:
+def _has_probabilities(estimator: "EnsLossClassifier") -> bool:
     if estimator.calibration is None:
         raise AttributeError(
             "predict_proba: the scores of this loss are not probabilities. "
             "Fix: calibration='sigmoid' or 'isotonic', which fits them on held-out rows."
         )
+    return True
+
+
+def _has_scores(estimator: "EnsLossClassifier") -> bool:
+    if estimator.calibration is not None:
+        raise AttributeError("decision_function: predictions go by probabilities with calibration. Fix: predict_proba.")
     return True
 
 
@@ -66,8 +72,9 @@ class EnsLossClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     margin of the label over the runner-up (a form that is ours; the paper is binary).
 
     Tune `learning_rate` for each `loss` by itself: they differ in the size of their gradients, and a comparison at one rate compares
-    that. Scores are not probabilities: `predict_proba` exists only with `calibration`, which keeps `calibration_share` of the rows
-    out of training. `predict` goes by the scores in any case, so that it may differ from the larger probability.
+    that. Scores are not probabilities: without `calibration` there is `decision_function` and no `predict_proba`. With it there is
+    `predict_proba` and no `decision_function`: `calibration_share` of the rows are kept out of training, the probabilities are
+    fitted to their scores, and `predict` goes by them.
 
     Args:
         hidden_layer_sizes: units of each hidden layer, ReLU between; () is a linear classifier.
@@ -132,27 +139,29 @@ class EnsLossClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         self._calibrate(rows[held], self.classes_[labels[held]])
         return self
 
+    @available_if(_has_scores)  # type: ignore[untyped-decorator]
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """The logit [N] for two classes, above 0 for `classes_[1]`; else the scores [N, C]."""
+        """The logit [N] for two classes, above 0 for `classes_[1]`; else the scores [N, C]. None with `calibration`."""
         check_is_fitted(self)
         rows = validate_data(self, X, reset=False, dtype=np.float64)
         with torch.no_grad():
             scores: NDArray[np.float64] = self.network_(torch.from_numpy(self.scaler_.transform(rows))).numpy()
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """The label [N] with the highest score."""
-        scores = self.decision_function(X)
-        rows = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)
-        labels: NDArray[Any] = self.classes_[rows]
-        return labels
-
-    @available_if(_is_calibrated)  # type: ignore[untyped-decorator]
+    @available_if(_has_probabilities)  # type: ignore[untyped-decorator]
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Calibrated probabilities [N, C]; there are none without `calibration`."""
+        """Calibrated probabilities [N, C]. None without `calibration`."""
         check_is_fitted(self)
-        probabilities: NDArray[np.float64] = self.calibrated_.predict_proba(X)
+        rows = validate_data(self, X, reset=False, dtype=np.float64)
+        probabilities: NDArray[np.float64] = self.calibrated_.predict_proba(rows)
         return probabilities
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """The label [N] with the highest score, or probability with `calibration`."""
+        scores = self.decision_function(X) if self.calibration is None else self.predict_proba(X)
+        winners = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)
+        labels: NDArray[Any] = self.classes_[winners]
+        return labels
 
     def _check_parameters(self) -> None:
         if self.loss not in LOSSES:
@@ -187,8 +196,12 @@ class EnsLossClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     def _calibrate(self, rows: NDArray[np.float64], labels: NDArray[Any]) -> None:
         everything = np.arange(len(labels))
-        frozen = FrozenEstimator(copy.copy(self))
-        once = CalibratedClassifierCV(frozen, method=self.calibration, cv=[(everything, everything)], ensemble=True)
+        scores = copy.copy(self)
+        scores.calibration = None
+        scores.__dict__.pop("feature_names_in_", None)  # it is given arrays
+        once = CalibratedClassifierCV(
+            FrozenEstimator(scores), method=self.calibration, cv=[(everything, everything)], ensemble=True
+        )
         self.calibrated_ = once.fit(rows, labels)
 
     def _too_rare(self, got: str) -> errors.LegatoValueError:

@@ -113,7 +113,7 @@ class Attack:
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            fix = "attack embeddings, not tokens"
+            fix = "for pictures, x.float() / 255; for tokens, their embeddings"
             raise errors.argument_type("inputs", expected="a floating point tensor", got=kind, fix=fix)
         if x.dim() == 0 or y.shape != x.shape[:1]:
             got = f"inputs {list(x.shape)} and classes {list(y.shape)}"
@@ -138,8 +138,8 @@ class Attack:
         """
         network = unwrapped(model)
         with torch.inference_mode(False), torch.enable_grad(), held_still(network, self.attack_mode):
-            x, y = (value.detach().clone() if value.is_inference() else value.detach() for value in (x, y))
-            climbed = _resolved(loss, network, x, clean)
+            x, y = _usable(x), _usable(y)
+            climbed = _resolved(loss, network, x, None if clean is None else _usable(clean))
             return self._climb(lambda point: per_row(climbed, scores(network, point.to(x.dtype)), y), x, generator)
 
     def _climb(self, height: Callable[[Tensor], Tensor], x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -231,6 +231,11 @@ def held_still(model: Model, mode: str) -> Iterator[None]:
     finally:
         for layer in layers:
             setattr(layer, name, True)
+
+
+def _usable(value: Tensor) -> Tensor:
+    """Detached; autograd cannot keep a tensor that was made in inference mode, so that one is copied."""
+    return value.detach().clone() if value.is_inference() else value.detach()
 
 
 def _modules(model: Model) -> Iterator[nn.Module]:

@@ -12,7 +12,9 @@ from legato.losses.comp_sum import comp_sum_loss
 from legato.losses.guarantees import check, error_bound
 from legato.losses.tight_guarantees import tight_error_bound
 
-UNBOUNDED = "the loss has no upper limit for tau <= 1, so no finite sample bounds its mean: only tau > 1 has a surrogate bound"
+UNBOUNDED = (
+    "the loss has no upper limit for tau <= 1, so no finite sample bounds its mean: only tau > 1 has a surrogate bound"
+)
 NO_BEST_RISK = (
     "no lower bound on the best surrogate risk was given, and with 0 in its place the surrogate bound cannot be the smaller one, "
     "since every error costs at least Phi_tau(1) and the transform is convex"
@@ -166,7 +168,9 @@ def _kl(a: float, b: float) -> float:
     return first + ((1 - a) * math.log((1 - a) / (1 - b)) if a < 1 else 0.0)
 
 
-def _surrogate(risk_upper: float | None, best_risk: float | None, tau: float, classes: int, tight: bool) -> float | None:
+def _surrogate(
+    risk_upper: float | None, best_risk: float | None, tau: float, classes: int, tight: bool
+) -> float | None:
     if risk_upper is None or best_risk is None:
         return None
     if not (is_number(best_risk) and 0 <= best_risk <= risk_upper):

@@ -51,7 +51,7 @@ def assigned(margins: Tensor, sizes: Tensor, tail_power: float) -> Tensor:
     ranked = sizes.scatter(0, _ascending_order(margins), sizes)
     tail = margins.clamp_min(1)
     tail = tail.reciprocal_() if tail_power == 1 else tail.pow_(-tail_power)
-    return _MINUS_OFFSET - ranked.mul_(tail)
+    return torch.sub(_MINUS_OFFSET, ranked.mul_(tail))
 
 
 def falling_sizes(
@@ -80,7 +80,7 @@ def inverse_box_cox(draws: Tensor, lambda_: float) -> Tensor:
         return draws.exp()
     if abs(lambda_) < SMALL_LAMBDA:
         return ((lambda_ * draws).clamp_min(-1).log1p() / lambda_).exp()
-    return (1 + lambda_ * draws).clamp_min(0) ** (1 / lambda_)
+    return (1 + lambda_ * draws).clamp_min(0).pow(1 / lambda_)
 
 
 def sorted_normals(
@@ -100,7 +100,8 @@ def sorted_normals(
     """
     gaps = torch.rand(batches, rows + 1, generator=generator, dtype=dtype, device=device).neg_().log1p_()  # -E
     sums = gaps.cumsum(-1)
-    return torch.special.ndtri(sums[:, :-1] / sums[:, -1:])
+    draws: Tensor = torch.special.ndtri(sums[:, :-1] / sums[:, -1:])
+    return draws
 
 
 def normal_profile(rows: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
@@ -109,7 +110,8 @@ def normal_profile(rows: int, *, dtype: torch.dtype = torch.float32, device: tor
     The midpoint rule: the mean of a function over them tends to its mean over normal draws, so a batch has the mean derivative
     that it has with random ones.
     """
-    return torch.special.ndtri((torch.arange(rows, dtype=dtype, device=device) + 0.5) / max(rows, 1))
+    draws: Tensor = torch.special.ndtri((torch.arange(rows, dtype=dtype, device=device) + 0.5) / max(rows, 1))
+    return draws
 
 
 def check_ens_parameters(lambda_: float, tail_power: float, clip: float) -> None:

@@ -11,6 +11,7 @@ C* from `conditional_infimum`. These are bounds on the excess error, not on the 
 Source: Mao, Mohri, Zhong 2023, arXiv 2304.07288; the forms used here are derived in docs/methods/guarantees.md.
 """
 
+import math
 from typing import TypeVar, cast
 
 import numpy as np
@@ -112,7 +113,11 @@ def conditional_infimum(p: ArrayLike, tau: float) -> Floats:
     power = 1 / (2 - tau)
     if abs(tau - 1) <= NEAR_ONE:  # log sum p^power as the log of 1 + something small
         weighted = rows * _expm1_over(logs, (tau - 1) / (2 - tau))
-        slope = np.log1p((tau - 1) / (2 - tau) * weighted.sum(-1)) * (2 - tau) / (1 - tau) if tau != 1 else -weighted.sum(-1)
+        slope = (
+            np.log1p((tau - 1) / (2 - tau) * weighted.sum(-1)) * (2 - tau) / (1 - tau)
+            if tau != 1
+            else -weighted.sum(-1)
+        )
     else:
         top = rows.max(-1, keepdims=True)
         scaled = ((rows / top) ** power).sum(-1)
@@ -231,7 +236,8 @@ def _first(values: Floats, fine: NDArray[np.bool_]) -> float:
 
 
 def _linear(tau: float, n: int) -> float:
-    return float((tau - 1) * float(n) ** (tau - 1))
+    """(tau-1) n^(tau-1), the power held below 10^300: no excess but 0 is worth anything long before."""
+    return float((tau - 1) * float(n) ** min(tau - 1, 690 / math.log(n)))
 
 
 def _explicit(t: Floats, tau: float, n: int) -> Floats:
@@ -283,7 +289,7 @@ def _slope(d: Floats, tau: float) -> Floats:
         c * _log_cosh(small / c) - _log_cosh(small),
         c * _below_line(large / c) - _below_line(large),  # log cosh(y) - y, for the lines cancel
     )
-    return log_a / (tau - 1)
+    return np.asarray(log_a / (tau - 1))
 
 
 def _log_cosh(y: Floats) -> Floats:
@@ -292,15 +298,12 @@ def _log_cosh(y: Floats) -> Floats:
 
 
 def _below_line(y: Floats) -> Floats:
-    """Log cosh(y) - y, from 0 to -log 2."""
+    """The distance of log cosh(y) from the line y, from 0 to -log 2."""
     return np.asarray(np.log1p(np.exp(-2 * y)) - np.log(2.0))
 
 
 def _k(y: Floats) -> Floats:
-    """Y tanh(y) - log cosh(y), from 0 to log 2."""
+    """The k of `_slope`, from 0 to log 2."""
     near, far = np.minimum(y, 1.0), np.clip(y, 1.0, 350.0)  # beyond 350 nothing changes, and inf would give NaN
-    return np.where(
-        y < 1,
-        near * np.tanh(near) - np.log1p(2 * np.sinh(near / 2) ** 2),
-        -2 * far / (np.exp(2 * far) + 1) - _below_line(far),
-    )
+    small = near * np.tanh(near) - np.log1p(2 * np.sinh(near / 2) ** 2)
+    return np.asarray(np.where(y < 1, small, -2 * far / (np.exp(2 * far) + 1) - _below_line(far)))

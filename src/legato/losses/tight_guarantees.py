@@ -147,7 +147,7 @@ def _height(slope: Floats, g: NDArray[np.int64], tau: float) -> Floats:
     x = slope / w
     k = np.zeros(np.broadcast(x, g).shape)
     for _ in range(NEWTON_STEPS):
-        value, fall = 0.0, 0.0
+        value, fall = np.zeros(k.shape), np.zeros(k.shape)
         for count, base in ((1, x - k), (1, -x - k), (g - 2, -k)):
             with np.errstate(divide="ignore"):
                 log = np.log1p(np.maximum(base, -1.0))

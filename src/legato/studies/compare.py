@@ -220,7 +220,9 @@ def estimate(config: CompareConfig, factory: Factory | None = None) -> tuple[Pla
 
 def folder_of(config: CompareConfig) -> Path:
     """`--out`, or a folder named after the data and what is taken of it."""
-    taken = [name.replace("/", "-") for name in config.classes] + ([str(config.image_size)] if config.image_size else [])
+    taken = [name.replace("/", "-") for name in config.classes] + (
+        [str(config.image_size)] if config.image_size else []
+    )
     return config.out or Path("runs") / "-".join([Path(config.data).stem or "data", *taken])
 
 
