@@ -12,15 +12,29 @@ _HOME = {
     "compare": "legato.studies.compare",
     "comp_sum_loss": "legato.losses",
     "CompSumLoss": "legato.losses",
+    "EnsLoss": "legato.losses",
+    "ens_loss": "legato.losses",
     "focal_loss": "legato.losses",
+    "fused_linear_comp_sum": "legato.losses",
     "fit": "legato.training",
     "load": "legato.data",
 }
-__all__ = ["CompSumLoss", "__version__", "comp_sum_loss", "compare", "fit", "focal_loss", "load"]
+__all__ = [
+    "CompSumLoss",
+    "EnsLoss",
+    "__version__",
+    "comp_sum_loss",
+    "compare",
+    "ens_loss",
+    "fit",
+    "focal_loss",
+    "fused_linear_comp_sum",
+    "load",
+]
 
 if TYPE_CHECKING:
     from legato.data import load
-    from legato.losses import CompSumLoss, comp_sum_loss, focal_loss
+    from legato.losses import CompSumLoss, EnsLoss, comp_sum_loss, ens_loss, focal_loss, fused_linear_comp_sum
     from legato.studies.compare import compare
     from legato.training import fit
 

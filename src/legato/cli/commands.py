@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from legato.cli.guarantee import Guarantee
 from legato.studies.config import CompareConfig
 
 
@@ -110,6 +111,7 @@ class Bench:
 
 TABLE: Mapping[str, Callable[..., Any]] = {
     "compare": Compare,
+    "guarantee": Guarantee,
     "study": Study,
     "bench": Bench,
     "page": Page,
