@@ -46,6 +46,15 @@ def test_every_public_name_is_documented():
     assert not missing
 
 
+def test_the_evidence_page_is_what_the_packed_results_say():
+    spec = importlib.util.spec_from_file_location("make_evidence", ROOT / "tools" / "make_evidence.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    assert (ROOT / "docs" / "evidence.md").read_text() == tool.text()
+    for pack in (ROOT / "docs" / "evidence").glob("*.jsonl.xz"):
+        assert pack.with_name(f"{pack.name.partition('.')[0]}.html").exists()
+
+
 def test_torch_is_the_pinned_one():
     """Packages that pull in torchvision silently replace it."""
     import torch

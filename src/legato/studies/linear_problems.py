@@ -45,17 +45,16 @@ class LinearProblems:
     def worst_margin_sum(self) -> Floats:
         """[N, K, n]: the largest `margin_sum` of any attack.
 
-        It is linear on each cell that the faces of the cube and the planes of margin 0 and of margin rho cut out, and so is largest
-        where d of these planes meet, inside the cube.
+        The planes where a margin is 0 cut the cube into cells. On a cell each term is 1 throughout, or max(0, 1 - margin/rho), which is
+        convex, and so the sum is largest at a corner of a cell: where d of these planes and of the faces of the cube meet.
         """
         n, points, classes, others = self.margins.shape
         d = self.slopes.shape[-1]
         faces = np.broadcast_to(np.eye(d), (n, points, classes, d, d))
         planes = np.broadcast_to(self.slopes[:, None], (n, points, classes, others, d))
-        normals = np.concatenate([faces, faces, planes, planes], axis=3)
-        gamma, rho = (np.broadcast_to(x[:, None, None, None], self.margins.shape) for x in (self.gamma, self.rho))
-        edge = np.broadcast_to(gamma[..., :1], (n, points, classes, d))
-        offsets = np.concatenate([edge, -edge, -self.margins, rho - self.margins], axis=3)
+        normals = np.concatenate([faces, faces, planes], axis=3)
+        edge = np.broadcast_to(self.gamma[:, None, None, None], (n, points, classes, d))
+        offsets = np.concatenate([edge, -edge, -self.margins], axis=3)
         chosen = np.array(list(combinations(range(normals.shape[3]), d)))
         matrix, right = normals[..., chosen, :], offsets[..., chosen]
         flat = np.abs(np.linalg.det(matrix)) < 1e-12 * np.prod(np.linalg.norm(matrix, axis=-1), axis=-1)

@@ -15,7 +15,7 @@ from legato.lab.trial import Record
 from legato.studies import objectives, summary
 from legato.studies.classify import TrialConfig
 from legato.studies.objectives import Context
-from legato.studies.plan import AnyConfig, Plan, next_trials, plan_from_json, revive
+from legato.studies.plan import AnyConfig, Plan, Rates, next_trials, plan_from_json, revive
 from legato.studies.summary import ArmRow, Summary
 
 
@@ -48,11 +48,24 @@ class Result:
     store: Results
     about: Mapping[str, Any]
     plan: Plan
-    summary: Summary
     records: Mapping[AnyConfig, Record]
 
     def __repr__(self) -> str:
         return f"Result({str(self.folder)!r}, {len(self.records)} trials of {', '.join(self.plan.arms)})"
+
+    @cached_property
+    def rates(self) -> Rates:
+        """The chosen learning rate of each objective at each level of label noise."""
+        return self.plan.choose(self._metrics)
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The rows of the tables."""
+        return summary.summarise(self.plan, self._metrics, self.arrays)
+
+    @cached_property
+    def _metrics(self) -> dict[AnyConfig, dict[str, Any]]:
+        return {config: record.metrics for config, record in self.records.items()}
 
     def arrays(self, config: AnyConfig) -> dict[str, Any]:
         """Predictions, confidences and labels of one test reading."""
@@ -64,7 +77,7 @@ class Result:
 
     def readings(self, noise: float, arm: str) -> list[TrialConfig]:
         """The trials that read the test set for an arm, one a seed."""
-        rate = self.summary.rates[noise, arm]
+        rate = self.rates[noise, arm]
         return [self.plan.trial(noise, arm, rate, seed, reads_test=True) for seed in self.plan.seeds]
 
     def column(self, noise: float, arm: str, metric: str) -> NDArray[np.float64]:
@@ -133,14 +146,12 @@ def result_of(store: Results, about: Mapping[str, Any], folder: Path) -> Result:
     plan = plan_from_json(about["plan"])
     records = store.records()
     found = {revive(record.config): record for record in records}
-    results = {config: record.metrics for config, record in found.items()}
     missing = [config for config in next_trials([plan], records) if config not in found]
     if missing:
         raise errors.StoreError(
             f"{folder}: {len(missing)} trials are missing. Fix: run the command that made it again; it finishes the rest."
         )
-    done = summary.summarise(plan, results, lambda config: store.arrays(found[config].key))
-    return Result(folder, store, about, plan, done, found)
+    return Result(folder, store, about, plan, found)
 
 
 def page_folder(path: Path) -> Path:

@@ -22,7 +22,7 @@ from legato.studies import adversarial, comp_sum, compare, ensloss, study_page, 
 from legato.studies.compare import Job
 from legato.studies.config import CompareConfig
 from legato.studies.plan import Plan, index
-from legato.studies.result import open_result, page_folder, result_of
+from legato.studies.result import Result, open_result, page_folder, result_of
 from legato.studies.spec import Part, Spec
 
 Form = Literal["smoke", "full", "confirm"]
@@ -66,12 +66,20 @@ def draw(path: Path) -> tuple[Path, list[Judged]]:
 
     Raises: StoreError when trials are missing.
     """
+    results, judged = judge(path)
+    about = open_results(path).read_config()
+    built = study_page.build(about["name"], named(about["name"]), about["form"], results, judged)
+    return page.write(built, page_folder(path)), judged
+
+
+def judge(path: Path) -> tuple[dict[str, Result], list[Judged]]:
+    """The comparisons of a finished study by part, and its judged claims; none but for the form `confirm`."""
     store = open_results(path)
     about = store.read_config()
-    name, form, folder = about["name"], about["form"], page_folder(path)
-    results = {part: result_of(store, described, folder) for part, described in about["parts"].items()}
-    judged = verdicts.judge(name, named(name).paper, results) if form == "confirm" else []
-    return page.write(study_page.build(name, named(name), form, results, judged), folder), judged
+    results = {part: result_of(store, told, page_folder(path)) for part, told in about["parts"].items()}
+    if about["form"] != "confirm":
+        return results, []
+    return results, verdicts.judge(about["name"], named(about["name"]).paper, results)
 
 
 def redraw(path: Path) -> Path:
