@@ -1,5 +1,6 @@
-"""Write docs/evidence.md and the pages beside it from the packed results in docs/evidence: `python tools/make_evidence.py`."""
+"""Write docs/evidence.md, the pages beside it, and docs/benchmarks.md from stored results: `python tools/make_docs.py`."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -16,12 +17,12 @@ run. A confirming run tunes nothing: it takes learning rates that were chosen on
 fresh seeds, and reads the test set for the first time. A verdict is *shows* when the interval, corrected by Holm over all tested claims
 of the study, lies above that difference; *does not show* when it lies under it; else *undecided*.
 
-The tables are drawn from the packed results in `docs/evidence` by `python tools/make_evidence.py`, and a test sees that they are current.
+The tables are drawn from the packed results in `docs/evidence` by `python tools/make_docs.py`, and a test sees that they are current.
 """
 
 
-def text() -> str:
-    """The page."""
+def evidence() -> str:
+    """The page of verdicts."""
     return "\n".join([HEAD, *(_section(path) for path in sorted((DOCS / "evidence").glob("*.jsonl.xz")))])
 
 
@@ -50,13 +51,49 @@ def _row(judged: Judged) -> str:
     return f"| {words} | {judged.verdict} | {points} | {needed} |"
 
 
+BENCH = """# Benchmarks
+
+What a part costs against what you would use instead, measured in one process, in interleaved blocks, by process time on one thread. A ratio below 1
+means that ours is faster; the interval is a 95% bootstrap of the median over blocks, and A/A is the peer against itself. Memory is the peak
+beyond what the step began with. A bar is what we asked of ourselves beforehand; it is met when the interval begins at or below it.
+Peers that we rewrote say so.
+
+The table is drawn from `docs/benchmarks/losses.json` by `python tools/make_docs.py`; `legato bench losses --out FILE` measures anew.
+"""
+
+
+def benchmarks() -> str:
+    """The page of costs."""
+    report = json.loads((DOCS / "benchmarks" / "losses.json").read_text())
+    facts = report["machine"]
+    rows = "\n".join(_bench_row(row) for row in report["rows"])
+    return f"""{BENCH}
+{facts["cpu"]}, torch {facts["torch"]}, {facts["threads"]} thread.
+
+| part | against | shape | time | A/A | memory | bar |
+|---|---|---|---|---|---|---|
+{rows}
+"""
+
+
+def _bench_row(row: dict) -> str:
+    ratio, same = row["timing"]["ratio"], row["timing"]["same"]
+    bars = [f"{row[key]:g} {what}" for key, what in (("bar", "time"), ("memory_bar", "memory")) if row[key] is not None]
+    bar = f"{', '.join(bars)}: {'met' if row['met'] else 'missed'}" if bars else ""
+    return (
+        f"| {row['part']} | {row['peer']} | {' x '.join(map(str, row['shape']))} | {ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}] "
+        f"| {same['median']:.2f} | {row['peak_mib']:.0f} of {row['peer_peak_mib']:.0f} MiB | {bar} |"
+    )
+
+
 def main() -> None:
     """Write everything."""
     for path in (DOCS / "evidence").glob("*.jsonl.xz"):
         page = study.redraw(path)
         page.replace(path.with_name(f"{path.name.partition('.')[0]}.html"))
         shutil.rmtree(page.parent)
-    (DOCS / "evidence.md").write_text(text())
+    (DOCS / "evidence.md").write_text(evidence())
+    (DOCS / "benchmarks.md").write_text(benchmarks())
 
 
 if __name__ == "__main__":
