@@ -46,11 +46,19 @@ def test_every_public_name_is_documented():
     assert not missing
 
 
+def tool():
+    spec = importlib.util.spec_from_file_location("make_docs", ROOT / "tools" / "make_docs.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def test_the_benchmark_page_is_what_was_measured():
+    assert (ROOT / "docs" / "benchmarks.md").read_text() == tool().benchmarks()
+
+
 def test_the_evidence_page_is_what_the_packed_results_say():
-    spec = importlib.util.spec_from_file_location("make_evidence", ROOT / "tools" / "make_evidence.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    assert (ROOT / "docs" / "evidence.md").read_text() == tool.text()
+    assert (ROOT / "docs" / "evidence.md").read_text() == tool().evidence()
     for pack in (ROOT / "docs" / "evidence").glob("*.jsonl.xz"):
         assert pack.with_name(f"{pack.name.partition('.')[0]}.html").exists()
 

@@ -31,11 +31,12 @@ assert not ray.is_initialized()
 
 @pytest.mark.slow
 @pytest.mark.network
+@pytest.mark.timeout(300)
 def test_ray_finds_what_one_process_finds(tmp_path: Path, light_environment: dict[str, str]) -> None:
     environment = {key: value for key, value in light_environment.items() if not key.startswith("RAY_")}
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     environment |= {"HOME": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode == 0, done.stderr
     assert "complaint: number: expected a lucky number; got 1." in done.stdout.splitlines()
     assert "6 of 6 trials are done" in done.stderr

@@ -219,6 +219,7 @@ def test_one_trial_has_one_taker(tmp_path: Path) -> None:
     key = made.key(Config(1))
     with made.lock(key) as first, other.lock(key) as second, other.lock(made.key(Config(2))) as third:
         assert (first, second, third) == (True, False, True)
+    assert (tmp_path / "locks" / f"{key}.lock").exists(), "an unfinished trial keeps its lock, on which others may wait"
     with other.lock(key) as again:
         assert again
         other.put(Config(1), Outcome({}), 0.0)

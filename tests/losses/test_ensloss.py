@@ -152,6 +152,11 @@ def test_the_mean_size_of_a_derivative(lambda_):
     assert float(fixed) == pytest.approx(want, abs=1e-4)
 
 
+def test_the_profile_is_the_normal_quantiles_of_midpoints():
+    got = normal_profile(7, dtype=torch.float64)
+    torch.testing.assert_close(got, torch.from_numpy(norm.ppf((np.arange(7) + 0.5) / 7)), rtol=1e-13, atol=1e-15)
+
+
 def test_half_of_the_derivatives_are_the_clip_at_every_lambda():
     draws = torch.randn(10_000, generator=seeded())
     for lambda_ in LAMBDAS:
@@ -419,9 +424,11 @@ def test_eval_mode_is_binary_cross_entropy_and_draws_nothing():
 
 
 @pytest.mark.parametrize("calls", [0, 1, BATCHES, BATCHES + 3])
-def test_a_resumed_object_draws_what_it_would_have_drawn(calls):
+@pytest.mark.parametrize("period", [None, 2])
+@pytest.mark.parametrize("epochs", [(3, 3, 4, 5), (5, 6)], ids=["in the middle", "at the end of an epoch"])
+def test_a_resumed_object_draws_what_it_would_have_drawn(calls, period, epochs):
     f, y = batch(48, dtype=torch.float32)
-    first, second = EnsLoss(0.2, period=2, seed=5), EnsLoss(0.2, period=2)
+    first, second = EnsLoss(0.2, period=period, seed=5), EnsLoss(0.2, period=period)
     second.begin_epoch(7)
     for _ in range(9):
         second(f, y)  # what it did before is forgotten
@@ -430,16 +437,16 @@ def test_a_resumed_object_draws_what_it_would_have_drawn(calls):
         first(f, y)
         first(f[:20], y[:20])
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    third = EnsLoss(0.2, period=2)
+    third = EnsLoss(0.2, period=period)
     third.load_state_dict(copy.deepcopy(second.state_dict()))  # before it was called
     for made in (second, third, copy.deepcopy(first)):
-        twin = copy.deepcopy(first)
-        for epoch in (3, 3, 4, 5):
+        going_on = copy.deepcopy(first)
+        for epoch in epochs:
             made.begin_epoch(epoch)
-            twin.begin_epoch(epoch)
-            assert made.lambda_ == twin.lambda_
+            going_on.begin_epoch(epoch)
+            assert made.lambda_ == going_on.lambda_
             for rows in (48, 20):
-                assert torch.equal(made(f[:rows], y[:rows]), twin(f[:rows], y[:rows]))
+                assert torch.equal(made(f[:rows], y[:rows]), going_on(f[:rows], y[:rows]))
 
 
 def test_a_state_fits_into_a_checkpoint():

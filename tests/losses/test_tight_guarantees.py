@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from legato.errors import LegatoValueError
+from legato.losses import tight_guarantees
 from legato.losses.guarantees import conditional_infimum, error_bound, transform
 from legato.losses.tight_guarantees import tight_error_bound, tight_transform
 
@@ -96,6 +97,17 @@ def test_a_class_that_ties_only_in_part_is_never_worse(tau):
                 above = sum(count * np.maximum(x, 0) ** q for x, count in parts) >= 1
                 low, high = np.where(above, k, low), np.where(above, high, k)
             assert low.max() <= max(low[0], low[-1]) * (1 + 1e-9)
+
+
+def test_no_number_of_tied_classes_is_passed_over():
+    """Oracle: all of 2 .. 700, where the search looks at about 120 of them and then closer at the best."""
+    slopes = np.geomspace(1e-3, 1, 25)
+    for tau in (1.85, 1.95):
+        every = tight_guarantees._height(slopes[:, None], np.arange(2, 701)[None], tau)
+        height, classes = tight_guarantees._conjugate(slopes, tau, 700)
+        np.testing.assert_allclose(height, every.max(1), rtol=1e-12)
+        np.testing.assert_array_equal(classes, every.argmax(1) + 2)
+        assert len(set(classes)) > 3
 
 
 @pytest.mark.parametrize("n", [3, 10])

@@ -18,6 +18,7 @@ from small_run import digits, fit, losses, weights
 from legato.errors import CheckpointError, DeviceError
 
 Found = dict[str, Any]
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def ranks(folder: Path) -> list[Found]:
     program = [str(Path(two_processes.__file__)), str(folder)]
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launch, "--master_port", str(port), *program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
