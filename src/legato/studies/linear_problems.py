@@ -59,10 +59,10 @@ class LinearProblems:
         matrix, right = normals[..., chosen, :], offsets[..., chosen]
         flat = np.abs(np.linalg.det(matrix)) < 1e-12 * np.prod(np.linalg.norm(matrix, axis=-1), axis=-1)
         corner = np.linalg.solve(np.where(flat[..., None, None], np.eye(d), matrix), right[..., None])[..., 0]
-        limit = self.gamma[:, None, None, None]
-        inside = ~flat & (np.abs(corner).max(-1) <= limit * (1 + 1e-9))
-        sums = self.margin_sum(np.clip(corner, -limit[..., None], limit[..., None]))
-        return np.asarray(np.where(inside, sums, 0.0).max(-1))
+        limit = self.gamma[:, None, None, None, None]
+        return np.asarray(
+            self.margin_sum(np.clip(corner, -limit, limit)).max(-1)
+        )  # what met outside is an attack too, once inside
 
 
 def linear_problems(d: int, n: int, count: int, points: int, generator: np.random.Generator) -> LinearProblems:
