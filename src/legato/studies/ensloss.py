@@ -17,7 +17,7 @@ from legato.studies.summary import condition
 ARMS = ("ce", "ensloss", "hinge", "exponential", "focal:2", "comp-sum:1.7", "ensloss:random=0", "log-tail")
 """With two classes, cross-entropy is binary cross-entropy of the difference of the two scores."""
 NOISE = (0.0, 0.2)
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 TABLES = (
     "spam", "musk", "ticdata", "promotergene", "income", "sonar", "ionosphere", "pima", "breast-cancer", "breast_cancer",
     "house-votes", "letter", "satellite", "dna",
