@@ -14,7 +14,9 @@ from legato.studies import classify, objectives
 from legato.studies.prepared import Source, Task, prepare
 from legato.training import Batch
 
-ROUNDS = 80
+MOST_ROUNDS, FEWEST_ROUNDS = 80, 10
+SECONDS = 60.0
+"""No round begins after this long, once the fewest are done: steps with attacks are slow."""
 STEPS = 4
 
 
@@ -34,15 +36,13 @@ def trial(config: CostConfig, source: Source, factory: classify.Factory | None =
     """
     task = prepare(config.setting, source)
     steps = [_Stepper(config.setting, task, arm, factory) for arm in (*config.arms, config.arms[0])]
-    seconds = np.empty((ROUNDS, len(steps)))
+    rounds: list[list[float]] = []
+    end = time.perf_counter() + SECONDS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", errors.LegatoWarning)  # what a loss warns of is told by the trainings
-        for round_ in range(-5, ROUNDS):  # five rounds to warm up
-            for position in range(len(steps)):
-                which = (position + round_) % len(steps)
-                start = time.perf_counter()
-                steps[which].run(STEPS)
-                seconds[max(round_, 0), which] = (time.perf_counter() - start) / STEPS
+        while len(rounds) < FEWEST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() < end):
+            rounds.append(_round(steps, first=len(rounds)))
+    seconds = np.array(rounds[2:])  # two rounds to warm up
     ratios = seconds / seconds[:, :1]
     names = (*config.arms, "again")
     return Outcome(
@@ -51,6 +51,17 @@ def trial(config: CostConfig, source: Source, factory: classify.Factory | None =
             "ratio": {n: _median(r) for n, r in zip(names, ratios.T, strict=True)},
         }
     )
+
+
+def _round(steps: "list[_Stepper]", first: int) -> list[float]:
+    """Seconds of a step of each, one after the other; who begins changes from round to round."""
+    seconds = [0.0] * len(steps)
+    for position in range(len(steps)):
+        which = (position + first) % len(steps)
+        start = time.perf_counter()
+        steps[which].run(STEPS)
+        seconds[which] = (time.perf_counter() - start) / STEPS
+    return seconds
 
 
 class _Stepper:
