@@ -35,7 +35,7 @@ def _section(path: Path) -> str:
 ## {spec.title}
 
 arXiv {spec.paper}. `legato study {name} --confirm`, on {about["cpu"]} with torch {about["torch"]}; [the page]({"evidence/" + name}.html).
-Left out: {spec.cut}.
+Cut to: {spec.cut}.
 
 | claim | verdict | points [95%] | needed |
 |---|---|---|---|

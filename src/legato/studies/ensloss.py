@@ -118,8 +118,9 @@ def _overfitting(results: Mapping[str, Result]) -> Panel:
 
 
 def _lost(result: Result, noise: float, arm: str) -> float:
-    curves = [result.metrics(config)["curves"]["test_error"] for config in result.readings(noise, arm)]
-    return float(np.mean([curve[-1] - min(curve) for curve in curves if None not in curve and curve]))
+    curves = [result.metrics(config)["curves"].get("test_error", []) for config in result.readings(noise, arm)]
+    whole = [curve for curve in curves if curve and None not in curve]  # those of runs that did not diverge
+    return float(np.mean([curve[-1] - min(curve) for curve in whole])) if whole else 0.0
 
 
 SPEC = Spec(

@@ -101,7 +101,9 @@ def _curves(result: Result, colours: dict[str, str]) -> Panel:
     plan = result.plan
 
     def line(noise: float, arm: str) -> Line:
-        curves = [result.metrics(config)["curves"]["validation_error"] for config in result.readings(noise, arm)]
+        curves = [  # a run that diverged in its first epoch has none
+            result.metrics(config)["curves"].get("validation_error", [None]) for config in result.readings(noise, arm)
+        ]
         epochs = max(len(curve) for curve in curves)
         table = np.array(
             [

@@ -81,8 +81,13 @@ def _words(judged: Sequence[Judged]) -> list[Panel]:
 def _part(part: str, result: Result) -> Panel:
     """A comparison's verdict, figure and tables, as on its own page."""
     whole = panels.compare_page(result)
-    figures = () if whole.figure is None else (whole.figure.renamed(f"{part.replace(' ', '-')}-{whole.figure.name}"),)
+    figures = () if whole.figure is None else (whole.figure.renamed(f"{_file_name(part)}-{whole.figure.name}"),)
     return Panel(part, whole.verdict, figures=figures, tables=whole.tables)
+
+
+def _file_name(part: str) -> str:
+    """The name of a part, which may hold names of classes, as part of a file's name."""
+    return "".join(letter if letter.isalnum() else "-" for letter in part)
 
 
 def _method(name: str, spec: Spec, form: str, results: Mapping[str, Result]) -> tuple[tuple[str, str], ...]:
@@ -95,7 +100,7 @@ def _method(name: str, spec: Spec, form: str, results: Mapping[str, Result]) -> 
     return (
         ("paper", f"arXiv {spec.paper}"),
         ("form", form),
-        ("cut", spec.cut or "nothing"),
+        ("cut to", spec.cut or "nothing was cut"),
         *own,
         *shared,
         ("cost", f"{seconds / 60:.0f} minutes of computing on one thread each"),
