@@ -22,11 +22,11 @@ from legato.losses.guarantees import (
 )
 from legato.losses.margin_losses import MarginLoss, exponential_loss, hinge_loss, log_tail_loss, logistic_loss
 from legato.losses.margins import margins
-from legato.losses.mart import Mart, mart_loss
+from legato.losses.mart import Mart, mart_from_scores, mart_loss
 from legato.losses.pgd_training import PGDAdversarial, pgd_adversarial_loss
-from legato.losses.robustness import WorstCase, worst_case
+from legato.losses.robustness import WorstCase, survives, worst_case
 from legato.losses.tight_guarantees import tight_error_bound, tight_transform
-from legato.losses.trades import Trades, trades_loss
+from legato.losses.trades import Trades, trades_from_scores, trades_loss
 
 __all__ = [
     "Certificate",
@@ -61,6 +61,7 @@ __all__ = [
     "logistic_loss",
     "mae",
     "margins",
+    "mart_from_scores",
     "mart_loss",
     "pgd",
     "pgd_adversarial_loss",
@@ -68,8 +69,10 @@ __all__ = [
     "smooth_adversarial_from_scores",
     "smooth_adversarial_loss",
     "sum_exponential",
+    "survives",
     "tight_error_bound",
     "tight_transform",
+    "trades_from_scores",
     "trades_loss",
     "transform",
     "worst_case",
