@@ -58,7 +58,7 @@ means that ours is faster; the interval is a 95% bootstrap of the median over bl
 beyond what the step began with. A bar is what we asked of ourselves beforehand; it is met when the interval begins at or below it.
 Peers that we rewrote say so.
 
-The table is drawn from `docs/benchmarks/losses.json` by `python tools/make_docs.py`; `legato bench losses --out FILE` measures anew.
+The fused last layer is not in it yet. The table is drawn from `docs/benchmarks/losses.json` by `python tools/make_docs.py`; `legato bench losses --out FILE` measures anew.
 """
 
 
