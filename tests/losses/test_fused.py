@@ -374,7 +374,7 @@ def test_the_logits_are_never_there_all_at_once():
 
 
 def test_nothing_is_computed_twice():
-    """Three products a chunk in a step, one where there is no gradient."""
+    """Three products a chunk in a step, two for a frozen weight, one where there is no gradient."""
     h, w, _, y = batch(20, 4, 30, torch.float32)
     y = y.where(y != -100, 0)
 
@@ -385,6 +385,7 @@ def test_nothing_is_computed_twice():
         return sum(event.count for event in recorded.key_averages() if event.key in names)
 
     assert products(lambda: fused_linear_comp_sum(h, w, y, 1.7, chunk=5).backward()) == 12
+    assert products(lambda: fused_linear_comp_sum(h, w.detach(), y, 1.7, chunk=5).backward()) == 8
     with torch.no_grad():
         assert products(lambda: fused_linear_comp_sum(h, w, y, 1.7, chunk=5)) == 4
 
