@@ -1,7 +1,6 @@
 """What the losses cost: one step of each against what a user would take instead."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from legato.bench.adversarial_peers import trades_official_order
-from legato.bench.allocator import keep_freed_memory
+from legato.bench.case import Case
 from legato.bench.fused import fused_step, plain_step, torch_line_step
-from legato.bench.memory import peak_bytes
 from legato.bench.peers import keras_style_gce, official_ensloss, softmax_gather_gce, softplus_bce
-from legato.bench.row import MIB, Row
-from legato.bench.timing import Step, compare
+from legato.bench.timing import Step
 from legato.losses import EnsLoss, SmoothAdversarialLoss, Trades, comp_sum_loss, focal_loss
 from legato.nets import build
 
@@ -32,38 +29,11 @@ PICTURES = (128, 1, 28, 28)
 ATTACK: dict[str, Any] = {"radius": 0.1, "steps": 10, "step_size": 0.025}
 
 
-@dataclass(frozen=True)
-class Case:
-    """Ours against a peer at one shape; the steps are made when they are timed, so that no two cases hold memory at once."""
-
-    part: str
-    peer: str
-    shape: tuple[int, ...]
-    ours: Callable[[], Step]
-    other: Callable[[], Step]
-    bar: float | None = None
-    """The largest ratio of times that we ask for."""
-    memory_bar: float | None = None
-    """The largest ratio of memory peaks that we ask for."""
-
-
-def run(seconds: float, cases: Sequence[Case] | None = None, official: Path | None = None) -> list[Row]:
-    """Measure every case.
-
-    Args:
-        seconds: for timing, shared equally; a slow case takes longer, since it needs its least number of pairs.
-        cases: None takes all of this room.
-        official: the authors' `losses.py` of EnsLoss, to be timed too.
-    """
-    keep_freed_memory()
-    chosen = all_cases(official) if cases is None else cases
-    return [_row(case, seconds / len(chosen)) for case in chosen]
-
-
-def all_cases(official: Path | None = None) -> list[Case]:
-    """Every case of the room."""
-    margins = [case for shape in COLUMNS for case in ensloss_cases(shape, official)]
-    return [*(case for shape in TABLES for case in table_cases(shape)), *margins, *attack_cases(), *fused_cases()]
+def cases(official: Path | None = None) -> list[Case]:
+    """Every case of the room; with the authors' `losses.py` of EnsLoss, that is timed too."""
+    tables = [case for shape in TABLES for case in table_cases(shape)]
+    columns = [case for shape in COLUMNS for case in ensloss_cases(shape, official)]
+    return [*tables, *columns, *attack_cases(), *fused_cases()]
 
 
 def table_cases(shape: tuple[int, int]) -> list[Case]:
@@ -84,15 +54,15 @@ def table_cases(shape: tuple[int, int]) -> list[Case]:
 def ensloss_cases(shape: tuple[int], official: Path | None = None) -> list[Case]:
     """`EnsLoss` on one logit a sample."""
     ours = partial(column_step, EnsLoss(), shape)
-    cases = [
+    rows = [
         Case("EnsLoss", "F.binary_cross_entropy_with_logits", shape, ours,
              partial(column_step, F.binary_cross_entropy_with_logits, shape), 2.0 if shape[0] <= 128 else None),
         Case("EnsLoss", "softplus BCE (our reimplementation)", shape, ours, partial(column_step, softplus_bce, shape)),
     ]  # fmt: skip
     if official is not None:
         theirs = partial(column_step, official_ensloss(official), shape)
-        cases.append(Case("EnsLoss", "the official code, on the CPU", shape, ours, theirs, 1.0))
-    return cases
+        rows.append(Case("EnsLoss", "the official code, on the CPU", shape, ours, theirs, 1.0))
+    return rows
 
 
 def attack_cases(shape: tuple[int, ...] = PICTURES) -> list[Case]:
@@ -113,20 +83,6 @@ def fused_cases(shape: tuple[int, int, int] = VOCABULARY) -> list[Case]:
         Case(part, "F.linear + comp_sum_loss", shape, ours, partial(plain_step, shape, TAU), 0.9, 0.1),
         Case(part, "F.linear_cross_entropy + expm1", shape, ours, partial(torch_line_step, shape, TAU), 0.6),
     ]
-
-
-def _row(case: Case, seconds: float) -> Row:
-    ours, other = case.ours(), case.other()
-    return Row(
-        part=case.part,
-        peer=case.peer,
-        shape=case.shape,
-        timing=compare(ours, other, seconds=seconds),
-        peak_mib=peak_bytes(ours) / MIB,
-        peer_peak_mib=peak_bytes(other) / MIB,
-        bar=case.bar,
-        memory_bar=case.memory_bar,
-    )
 
 
 def table_step(loss: Loss, shape: tuple[int, int]) -> Step:

@@ -31,7 +31,7 @@ from legato.studies.result import Result, open_result
 
 STUDY = "compare"
 SCHEMA = 1
-RATES = {"sgd": (0.003, 0.01, 0.03, 0.1, 0.3), "adamw": (0.0001, 0.0003, 0.001, 0.003, 0.01)}
+RATES = {"sgd": (0.005, 0.02, 0.08, 0.32), "adamw": (0.0001, 0.0004, 0.0016, 0.0064)}
 DEMONSTRATION = "fashion-mini"
 TASKS = {"classify": classify.trial}
 """What a model may be trained for; a later task adds its trial here."""
