@@ -17,9 +17,15 @@ _HOME = {
     "focal_loss": "legato.losses",
     "fused_linear_comp_sum": "legato.losses",
     "fit": "legato.training",
+    "MESA": "legato.flatness",
+    "SAF": "legato.flatness",
+    "SAM": "legato.flatness",
     "load": "legato.data",
 }
 __all__ = [
+    "MESA",
+    "SAF",
+    "SAM",
     "CompSumLoss",
     "EnsLoss",
     "__version__",
@@ -34,6 +40,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from legato.data import load
+    from legato.flatness import MESA, SAF, SAM
     from legato.losses import CompSumLoss, EnsLoss, comp_sum_loss, ens_loss, focal_loss, fused_linear_comp_sum
     from legato.studies.compare import compare
     from legato.training import fit

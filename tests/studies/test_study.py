@@ -52,7 +52,7 @@ def confirmed(tmp_path_factory):
         assert none == []
         rates = json.loads(tuned.read_text())
         assert rates.keys() == {"own"}
-        patched.setattr(study, "tuned", lambda name, part, plan: tuple((n, a, r) for n, a, r in rates[part]))
+        patched.setattr(study, "tuned", lambda name, part: tuple((n, a, r) for n, a, r in rates[part]))
         page, judged = study.run("tiny", "confirm", workers=1, out=folder / "confirm", packed=True)
     return folder, page, judged
 
@@ -97,7 +97,7 @@ def test_confirm_needs_committed_rates(monkeypatch):
         study.run("untund", "smoke", workers=1)
 
 
-@pytest.mark.parametrize("name", ["comp-sum", "ensloss", "adversarial"])
+@pytest.mark.parametrize("name", study.STUDIES)
 def test_every_study_has_a_smoke_form_and_claims_that_its_parts_can_answer(name, tmp_path):
     page, judged = study.run(name, "smoke", workers=1, out=tmp_path)
     assert judged == []
@@ -110,9 +110,44 @@ def test_every_study_has_a_smoke_form_and_claims_that_its_parts_can_answer(name,
             for config in (spec.parts[part].config for part in parts):
                 arms = order_arms(config.objectives)
                 for arm in (claim.arm, claim.baseline):
-                    assert any(a == arm or (a.startswith(arm) and "matched" in claim.metric) for a in arms), claim.id
+                    named = [
+                        a for a in arms if verdicts.matches(a, arm) or (a.startswith(arm) and "matched" in claim.metric)
+                    ]
+                    assert named or "~" in arm, claim.id
                 assert claim.label_noise in config.label_noise
                 assert claim.metric in verdicts.MEASURES
+
+
+FAMILIES = dataclasses.replace(
+    SPEC.parts["own"],
+    config=dataclasses.replace(TINY, objectives=("ce", "comp-sum:1.7", "comp-sum:0.5", "mae")),
+    families=(("ce",), ("comp-sum:0.5", "comp-sum:1.7", "mae")),
+)
+
+
+def test_of_each_family_the_best_on_validation_data_goes_on(monkeypatch, tmp_path):
+    families = Spec(paper="0000.00000", title="tiny", parts={"own": FAMILIES})
+    monkeypatch.setattr(study, "STUDIES", {"tiny": families})
+    monkeypatch.setattr(study, "_seeds", lambda config, form: dataclasses.replace(config, seeds=2))
+    tuned, _ = study.run("tiny", "full", workers=1, out=tmp_path / "full")
+    ((noise, first, _), (_, second, rate)) = json.loads(tuned.read_text())["own"]
+    trials = [json.loads(path.read_text()) for path in (tmp_path / "full" / "trials").glob("*.json")]
+    error = {}
+    for trial in trials:
+        config = trial["config"]
+        error.setdefault((config["objective"], config["learning_rate"]), []).append(
+            trial["metrics"]["validation_error"]
+        )
+    means = {key: np.mean(values) for key, values in error.items() if key[0] != "ce"}
+    assert (noise, first) == (0.4, "ce")
+    assert means[second, rate] == min(means.values())
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "tiny.json").write_text(tuned.read_text())
+    monkeypatch.setattr(study, "files", lambda package: tmp_path)
+    assert study._job("tiny", "own", "confirm").plan.arms == ("ce", second)
+    (tmp_path / "tuned" / "tiny.json").write_text(json.dumps({"own": [[0.4, "ce", 0.1]]}))
+    with pytest.raises(LegatoValueError, match="another grid"):
+        study._job("tiny", "own", "confirm")
 
 
 def test_frontier_keeps_what_nothing_beats():

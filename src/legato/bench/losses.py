@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from legato.bench.adversarial_peers import trades_official_order
+from legato.bench.adversarial_peers import art_trades_step, has_art, trades_official_order
 from legato.bench.case import Case
 from legato.bench.fused import fused_step, plain_step, torch_line_step
 from legato.bench.peers import keras_style_gce, official_ensloss, softmax_gather_gce, softplus_bce
@@ -66,14 +66,23 @@ def ensloss_cases(shape: tuple[int], official: Path | None = None) -> list[Case]
 
 
 def attack_cases(shape: tuple[int, ...] = PICTURES) -> list[Case]:
-    """Adversarial steps with 10 attack steps on a small convolutional network."""
-    other = partial(attack_step, trades_official_order, shape)
-    rows: list[tuple[str, Callable[..., Tensor]]] = [
+    """Adversarial steps with 10 attack steps on a small convolutional network and a small residual one."""
+    ours: list[tuple[str, Callable[..., Tensor]]] = [
         ("Trades", Trades(bounds=(0.0, 1.0), **ATTACK)),
         ("SmoothAdversarialLoss", SmoothAdversarialLoss(bounds=(0.0, 1.0), **ATTACK)),
     ]
-    name = "TRADES in the official order (our reimplementation)"
-    return [Case(part, name, shape, partial(attack_step, loss, shape), other, 0.75) for part, loss in rows]
+    peer = "TRADES in the official order (our reimplementation)"
+    rows = [
+        Case(f"{part}, {net}", peer, shape, partial(attack_step, loss, shape, net), partial(attack_step, trades_official_order, shape, net), 0.75)
+        for net in ("convnet", "resnet")
+        for part, loss in ours
+    ]  # fmt: skip
+    if has_art():
+        part, loss = ours[0]
+        rows.append(
+            Case(f"{part}, convnet", "TRADES of the Adversarial Robustness Toolbox", shape, partial(attack_step, loss, shape), partial(art_step, shape))
+        )  # fmt: skip
+    return rows
 
 
 def fused_cases(shape: tuple[int, int, int] = VOCABULARY) -> list[Case]:
@@ -111,13 +120,9 @@ def column_step(loss: Loss, shape: tuple[int]) -> Step:
     return step
 
 
-def attack_step(loss: Callable[..., Tensor], shape: tuple[int, ...]) -> Step:
+def attack_step(loss: Callable[..., Tensor], shape: tuple[int, ...], net: str = "convnet") -> Step:
     """Attack, forward and backward on a batch of noise; a function is told the attack, an object knows it."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.rand(shape, generator=generator)
-    target = torch.randint(10, shape[:1], generator=generator)
-    torch.manual_seed(0)
-    model: nn.Module = build("convnet", shape[1:], 10)
+    model, inputs, target = attacked_batch(shape, net)
     told = ATTACK if loss is trades_official_order else {}
 
     def step() -> None:
@@ -125,3 +130,17 @@ def attack_step(loss: Callable[..., Tensor], shape: tuple[int, ...]) -> Step:
         loss(model, inputs, target, **told).backward()
 
     return step
+
+
+def art_step(shape: tuple[int, ...]) -> Step:
+    """The same with the Adversarial Robustness Toolbox."""
+    return art_trades_step(*attacked_batch(shape, "convnet"), **ATTACK)
+
+
+def attacked_batch(shape: tuple[int, ...], net: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """An untrained network, pictures of noise and their classes."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(shape, generator=generator)
+    target = torch.randint(10, shape[:1], generator=generator)
+    torch.manual_seed(0)
+    return build(net, shape[1:], 10), inputs, target

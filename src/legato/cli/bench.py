@@ -14,7 +14,7 @@ def bench(room: str, *, seconds: float = 120.0, official: Path | None = None, ou
     """Measure, print a table for each part, and write the figures as JSON if `out` is given.
 
     Args:
-        room: what to measure; `losses` is one.
+        room: what to measure: `losses` or `flatness`.
         seconds: for timing, shared equally; a slow case takes longer, since it needs its least number of pairs.
         official: the authors' `losses.py` of EnsLoss, to be timed too.
         out: a JSON file, written anew after each case, so that a run that is stopped keeps what it measured.
@@ -37,8 +37,9 @@ def bench(room: str, *, seconds: float = 120.0, official: Path | None = None, ou
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(report, indent=1) + "\n")
     console = Console()
-    for part in dict.fromkeys(row.part for row in rows):
-        console.print(_table(part, [row for row in rows if row.part == part]))
+    for part, shape in dict.fromkeys((row.part, row.shape) for row in rows):
+        title = f"{part}, {' x '.join(map(str, shape))}"
+        console.print(_table(title, [row for row in rows if (row.part, row.shape) == (part, shape)]))
     facts = report["machine"]
     console.print(
         f"{facts['cpu']}, torch {facts['torch']}, {facts['threads']} thread. Process time; medians with 95% bootstrap intervals over "
@@ -46,24 +47,23 @@ def bench(room: str, *, seconds: float = 120.0, official: Path | None = None, ou
     )
 
 
-def _table(part: str, rows: "Sequence[Row]") -> Any:
+def _table(title: str, rows: "Sequence[Row]") -> Any:
     from rich import box
     from rich.table import Column, Table
 
+    columns = (Column(name, justify="right", no_wrap=True) for name in ("ms", "ratio", "A/A", "MiB"))
     table = Table(
-        Column("against", max_width=24), "shape", *(Column(name, justify="right", no_wrap=True) for name in ("time", "A/A", "memory", "bar")),
-        title=part, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
+        Column("against", min_width=20), *columns, Column("bar", min_width=10),
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
     for row in rows:
         time = row.timing
-        table.add_row(
-            row.peer, " x ".join(map(str, row.shape)),
-            f"{time.milliseconds:.1f} ms, {time.ratio.median:.2f} \\[{time.ratio.low:.2f}, {time.ratio.high:.2f}]",
-            f"{time.same.median:.2f}", f"{row.peak_mib:.0f} of {row.peer_peak_mib:.0f} MiB", _bar(row),
-        )  # fmt: skip
+        ratio = f"{time.ratio.median:.2f} \\[{time.ratio.low:.2f}, {time.ratio.high:.2f}]"
+        memory = f"{row.peak_mib:.0f} of {row.peer_peak_mib:.0f}"
+        table.add_row(row.peer, f"{time.milliseconds:.1f}", ratio, f"{time.same.median:.2f}", memory, _bar(row))
     return table
 
 
 def _bar(row: "Row") -> str:
-    asked = [f"{bar:g}{unit}" for bar, unit in ((row.bar, "x"), (row.memory_bar, " mem")) if bar is not None]
-    return f"{', '.join(asked)}: {'met' if row.met else 'missed'}" if asked else ""
+    asked = [f"{bar:g}{unit}" for bar, unit in ((row.bar, ""), (row.memory_bar, " MiB")) if bar is not None]
+    return f"{', '.join(asked)} {'met' if row.met else 'missed'}" if asked else ""

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import tyro
 
 from legato.cli.guarantee import Guarantee
+from legato.cli.labels import Labels
+from legato.cli.sharpness import Sharpness
 from legato.studies.config import CompareConfig
 
 
@@ -70,7 +72,7 @@ class Study:
     """
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
-    """comp-sum."""
+    """adversarial, comp-sum, ensloss or saf."""
     smoke: bool = False
     """Seconds: does everything run? No verdict."""
     confirm: bool = False
@@ -94,11 +96,11 @@ class Bench:
     """Time and memory of a room against the peers that you would use instead."""
 
     room: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ROOM")] = "losses"
-    """losses."""
+    """losses or flatness."""
     seconds: Annotated[float, tyro.conf.arg(metavar="N")] = 300.0
     """About how long to measure."""
     official: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """A copy of losses.py of statmlben/ensLoss, to be timed too; it is run, so trust it."""
+    """For losses: a copy of losses.py of statmlben/ensLoss, to be timed too; it is run, so trust it."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Also write the figures there, as JSON."""
 
@@ -112,6 +114,8 @@ class Bench:
 TABLE: Mapping[str, Callable[..., Any]] = {
     "compare": Compare,
     "guarantee": Guarantee,
+    "sharpness": Sharpness,
+    "labels": Labels,
     "study": Study,
     "bench": Bench,
     "page": Page,

@@ -42,7 +42,7 @@ def data(data_dir: str | None = None) -> None:
 
 def objectives() -> None:
     """The table of objectives; parts are joined by +, parameters set as name:key=value."""
-    from legato.studies.objectives import LOSSES, METHODS
+    from legato.studies.methods import LOSSES, METHODS
 
     table = Table(Column("name", no_wrap=True), Column("parameters", no_wrap=True), "what it is", box=box.SIMPLE_HEAD)
     for name, method in METHODS.items():

@@ -16,12 +16,16 @@ from torch import Tensor, nn
 
 from legato import data, errors, metrics, nets, training
 from legato.lab.trial import Outcome
-from legato.studies import objectives, readings
-from legato.studies.objectives import Context
+from legato.studies import flatness_readings, objectives, readings
+from legato.studies.methods import Context, Training
 from legato.studies.prepared import Source, Task, prepare
 
 Factory: TypeAlias = Callable[[tuple[int, ...], int], nn.Module]
 """(input_shape, num_classes) -> model."""
+CURVES = (
+    "train_loss", "validation_error", "test_error", "rows_loss", "loss_fall", "trajectory_loss", "ball_sharpness",
+)  # fmt: skip
+"""What is kept of each epoch, where it was read."""
 ATTACK_STEPS = {"validation": 10, "test": 20}
 """Steps of the attacks that measure; the harder ones are kept for the test."""
 
@@ -58,6 +62,8 @@ class TrialConfig:
     """Whether the trained model is put to the test set."""
     keeps_test_curve: bool = False
     """Whether such a trial also notes the test error after each epoch, to show overfitting; nothing is chosen by it."""
+    sharpness_rows: int = 0
+    """On how many training rows the sharpness of a model that reads the test set is measured, after each epoch and at the end."""
     keeps_model: bool = False
     """Whether the trained model is kept beside the results."""
 
@@ -74,8 +80,9 @@ def new_model(config: TrialConfig, task: Task, factory: Factory | None = None) -
 
 
 def new_optimizer(config: TrialConfig, parameters: Any) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum 0.9, or AdamW."""
-    rate, decay = config.learning_rate, config.weight_decay
+    """SGD with Nesterov momentum 0.9, or AdamW; the objective may bring a weight decay of its own."""
+    own = objectives.parse(config.objective).setting("weight-decay")
+    rate, decay = config.learning_rate, config.weight_decay if own is None else own
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
     return torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=decay)
@@ -86,6 +93,13 @@ def context(config: TrialConfig) -> Context:
     return Context(config.epochs, config.seed, config.attack_radius)
 
 
+def new_objective(config: TrialConfig, task: Task, model: nn.Module) -> training.Objective:
+    """What is minimised, made for this model and these training rows."""
+    index = task.train.index
+    told = Training(model, int(index.max()) + 1, task.num_classes, -(-len(index) // config.batch_size))
+    return objectives.parse(config.objective).objective(context(config), told)
+
+
 def train(config: TrialConfig, task: Task, folder: Path, factory: Factory | None = None) -> training.Fitted:
     """Fit the model of `config` to the labels that a learner sees."""
     spec = objectives.parse(config.objective)
@@ -94,26 +108,36 @@ def train(config: TrialConfig, task: Task, folder: Path, factory: Factory | None
         rows.inputs, rows.seen, rows.index, config.batch_size, seed=config.seed,
         augment=data.crop_and_flip if config.augment else None,
     )  # fmt: skip
+    model = new_model(config, task, factory)
     watched = {"validation_error": (task.validation.inputs, task.validation.seen)}
     if config.reads_test and config.keeps_test_curve:
         watched["test_error"] = (task.test.inputs, task.test.true)
-    return training.fit(
-        new_model(config, task, factory),
-        spec.objective(context(config)),
+    watch = None
+    if config.reads_test and config.sharpness_rows:
+        watch = flatness_readings.Watch(rows.inputs[: config.sharpness_rows], rows.seen[: config.sharpness_rows])
+    fitted = training.fit(
+        model,
+        new_objective(config, task, model),
         batches,
         epochs=config.epochs,
         optimizer=partial(new_optimizer, config),
         schedule=training.cosine,
-        validate=lambda model: {
-            name: metrics.error_rate(readings.predict(model, inputs), target.cpu())
-            for name, (inputs, target) in watched.items()
-        },
+        validate=lambda model: (
+            {
+                name: metrics.error_rate(readings.predict(model, inputs), target.cpu())
+                for name, (inputs, target) in watched.items()
+            }
+            | (watch(model) if watch else {})
+        ),
         device=config.device,
         autocast=config.autocast,
         clip_norm=config.clip_norm,
-        ema_decay=spec.ema_decay,
+        ema_decay=spec.setting("ema"),
         folder=folder,
     )
+    if spec.stops_early and fitted.best is not None:
+        fitted.model.load_state_dict(fitted.best.weights)
+    return fitted
 
 
 def trial(
@@ -149,12 +173,15 @@ def trial(
     measured |= readings.scores("noisy_test", answers, task.test.seen, temperature)
     measured |= readings.recalibrated(answers, task.test.seen, logits, task.validation.seen, given)
     measured |= _under_attack(config, model, "test", task.test.inputs, task.test.true, fitted.diverged)
+    if config.sharpness_rows and not fitted.diverged:
+        rows = slice(config.sharpness_rows)
+        measured |= flatness_readings.sharpness(model, task.train.inputs[rows], task.train.seen[rows])
     measured["reliability"] = readings.reliability(answers, task.test.seen)
     return Outcome(measured, readings.arrays(answers, task.test))
 
 
 def _curves(fitted: training.Fitted) -> list[str]:
-    return [name for name in ("train_loss", "validation_error", "test_error") if name in fitted.history[0]]
+    return [name for name in CURVES if name in fitted.history[0]]
 
 
 def _under_attack(

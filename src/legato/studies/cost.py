@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from legato import errors
 from legato.lab.trial import Outcome
-from legato.studies import classify, objectives
+from legato.studies import classify
 from legato.studies.prepared import Source, Task, prepare
 from legato.training import Batch
 
@@ -69,7 +69,7 @@ class _Stepper:
 
     def __init__(self, setting: classify.TrialConfig, task: Task, arm: str, factory: classify.Factory | None) -> None:
         self.model: nn.Module = classify.new_model(setting, task, factory).train()
-        self.objective = objectives.parse(arm).objective(classify.context(setting))
+        self.objective = classify.new_objective(replace(setting, objective=arm), task, self.model)
         self.objective.begin_epoch(setting.epochs - 1)  # past every warm-up
         self.optimizer = classify.new_optimizer(setting, self.model.parameters())
         rows = task.train

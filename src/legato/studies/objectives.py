@@ -1,207 +1,34 @@
-"""The one table of all objectives, and the text form in which a user names them.
+"""The text form in which a user names an objective.
 
-    ce    comp-sum:1.7    comp-sum:tau=1.7,warmup=0.3    label-smoothing:0.1    focal:2    ce+ema:0.99
+    ce    comp-sum:1.7    comp-sum:tau=1.7,warmup=0.3    label-smoothing:0.1    focal:2    ce+saf:1    ce+sam:0.1+ema:0.99
 
 `+` joins parts, `:key=value,key=value` sets them, one bare value is the main parameter. One part is the loss; the others change how it is
 trained. `str(parse(text))` is canonical: it is what results are filed under. Reading and printing need no torch; only `build` does.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from legato import errors
+from legato.studies.methods import (
+    GRADIENTS,
+    LOSSES,
+    METHODS,
+    MODIFIERS,
+    TERMS,
+    WHOLE,
+    Context,
+    Method,
+    Parameter,
+    Training,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
     from legato.training import Objective
-
-
-@dataclass(frozen=True)
-class Context:
-    """What an objective may ask about the training that it is built for."""
-
-    epochs: int
-    """Length of the training, for schedules."""
-    seed: int = 0
-    """For objectives that draw random numbers of their own."""
-    attack_radius: float | None = None
-    """Largest l-infinity change of an input, in units of pixels in 0 .. 1; None where nobody attacks."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One number of a method: its default and the half-open range [low, high) in which it makes sense."""
-
-    default: float
-    low: float = 0.0
-    high: float = math.inf
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of the table: what a part of an objective is, its parameters, and how it is made and written in Python."""
-
-    summary: str
-    python: str
-    build: "Callable[..., nn.Module | Objective] | None" = None
-    """`(context, **parameters)` -> a criterion `(logits, target) -> loss`, or an objective where the loss needs the model."""
-    main: str = ""
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
-
-
-def _cross_entropy(context: Context, amount: float = 0.0) -> "nn.Module":
-    from torch import nn
-
-    return nn.CrossEntropyLoss(label_smoothing=amount)
-
-
-def _comp_sum(context: Context, tau: float, warmup: float = 0.0) -> "nn.Module":
-    from legato.losses import CompSumLoss, Warmup
-
-    return CompSumLoss(Warmup(end=tau, epochs=math.ceil(warmup * context.epochs)) if warmup else tau)
-
-
-def _focal(context: Context, gamma: float) -> "nn.Module":
-    from legato.losses import FocalLoss
-
-    return FocalLoss(gamma=gamma)
-
-
-def _margin(phi: str) -> "Callable[[Context], nn.Module]":
-    def build(context: Context) -> "nn.Module":
-        from legato.losses import MarginLoss
-
-        return MarginLoss(phi)
-
-    return build
-
-
-def _ensloss(context: Context, tail_power: float, random: float) -> "nn.Module":
-    from legato.losses import EnsLoss
-
-    return EnsLoss(tail_power=tail_power, random=bool(random), seed=context.seed)
-
-
-def _attack(context: Context, steps: float) -> dict[str, Any]:
-    """What all adversarial objectives are told of the attack.
-
-    Raises: LegatoValueError where the training has no radius.
-    """
-    if context.attack_radius is None:
-        raise errors.argument(
-            "objectives", expected="the largest change that an attacker may make, for adversarial objectives", got="none",
-            fix="--attack-radius 0.1 for pixels of 0 .. 1",
-        )  # fmt: skip
-    return {"radius": context.attack_radius, "bounds": (0.0, 1.0), "steps": int(steps), "seed": context.seed}
-
-
-def _pgd_at(context: Context, tau: float, steps: float) -> "Objective":
-    from legato import losses
-
-    return losses.PGDAdversarial(outer=losses.CompSumLoss(tau, reduction="none"), **_attack(context, steps))
-
-
-def _trades(context: Context, beta: float, steps: float) -> "Objective":
-    from legato.losses import Trades
-
-    return Trades(beta=beta, **_attack(context, steps))
-
-
-def _mart(context: Context, beta: float, steps: float) -> "Objective":
-    from legato.losses import Mart
-
-    return Mart(beta=beta, **_attack(context, steps))
-
-
-def _smooth_adversarial(context: Context, tau: float, nu: float, ramp: float, steps: float) -> "Objective":
-    from legato.losses import SmoothAdversarialLoss
-
-    return SmoothAdversarialLoss(tau=tau, nu=nu, ramp=math.ceil(ramp * context.epochs), **_attack(context, steps))
-
-
-STEPS = Parameter(7, low=1)
-LOSSES: Mapping[str, Method] = {
-    "ce": Method("cross-entropy", "torch.nn.CrossEntropyLoss()", _cross_entropy),
-    "label-smoothing": Method(
-        "cross-entropy against softened targets",
-        "torch.nn.CrossEntropyLoss(label_smoothing={amount})",
-        _cross_entropy,
-        "amount",
-        {"amount": Parameter(0.1, high=1.0)},
-    ),
-    "comp-sum": Method(
-        "comp-sum loss: tau 0 sum-exponential, 1 cross-entropy, 2 absolute error; warmup = share of the epochs from tau 1",
-        "legato.CompSumLoss(tau={tau})",
-        _comp_sum,
-        "tau",
-        {"tau": Parameter(1.7), "warmup": Parameter(0.0, high=1.0)},
-    ),
-    "gce": Method(
-        "generalised cross-entropy (comp-sum with tau = 1 + q)",
-        "legato.losses.gce(q={q})",
-        lambda context, q: _comp_sum(context, tau=1 + q),
-        "q",
-        {"q": Parameter(0.7)},
-    ),
-    "mae": Method(
-        "mean absolute error of the probabilities (comp-sum with tau = 2)",
-        "legato.losses.mae()",
-        lambda context: _comp_sum(context, tau=2.0),
-    ),
-    "sum-exponential": Method(
-        "sum-exponential loss (comp-sum with tau = 0)",
-        "legato.losses.sum_exponential()",
-        lambda context: _comp_sum(context, tau=0.0),
-    ),
-    "focal": Method(
-        "focal loss", "legato.losses.FocalLoss(gamma={gamma})", _focal, "gamma",
-        {"gamma": Parameter(2.0)},
-    ),
-    "hinge": Method("hinge loss of the margin", 'legato.losses.MarginLoss("hinge")', _margin("hinge")),
-    "exponential": Method("exponential loss of the margin", 'legato.losses.MarginLoss("exponential")', _margin("exponential")),
-    "log-tail": Method(
-        "a fixed margin loss with slope -min(1, 1/z): EnsLoss without the randomness", 'legato.losses.MarginLoss("log-tail")',
-        _margin("log-tail"),
-    ),
-    "ensloss": Method(
-        "a new random convex loss for every batch; random=0 takes its mean profile",
-        "legato.losses.EnsLoss(tail_power={tail_power}, random={random})",
-        _ensloss, "", {"tail_power": Parameter(1.0), "random": Parameter(1.0, high=2.0)},
-    ),
-    "pgd-at": Method(
-        "the comp-sum loss of attacked inputs; tau 1 is cross-entropy (needs --attack-radius)",
-        'legato.losses.PGDAdversarial(outer=legato.CompSumLoss({tau}, reduction="none"), radius={radius}, bounds=(0.0, 1.0), steps={steps})',
-        _pgd_at, "", {"tau": Parameter(1.0), "steps": STEPS},
-    ),
-    "trades": Method(
-        "cross-entropy and beta times the divergence under attack (needs --attack-radius)",
-        "legato.losses.Trades(beta={beta}, radius={radius}, bounds=(0.0, 1.0), steps={steps})",
-        _trades, "beta", {"beta": Parameter(6.0), "steps": STEPS},
-    ),
-    "mart": Method(
-        "boosted cross-entropy of attacked inputs, and beta times a weighted divergence (needs --attack-radius)",
-        "legato.losses.Mart(beta={beta}, radius={radius}, bounds=(0.0, 1.0), steps={steps})",
-        _mart, "beta", {"beta": Parameter(5.0), "steps": STEPS},
-    ),
-    "smooth-adversarial": Method(
-        "comp-sum loss and nu times the shift of margins under attack; ramp = share of the epochs (needs --attack-radius)",
-        "legato.losses.SmoothAdversarialLoss(tau={tau}, nu={nu}, radius={radius}, bounds=(0.0, 1.0), steps={steps})",
-        _smooth_adversarial, "nu",
-        {"tau": Parameter(1.0), "nu": Parameter(0.5), "ramp": Parameter(0.5, high=1.0), "steps": STEPS},
-    ),
-}  # fmt: skip
-MODIFIERS: Mapping[str, Method] = {
-    "ema": Method(
-        "the evaluated weights are an exponential moving average of the trained ones",
-        "legato.fit(..., ema_decay={decay})",
-        main="decay",
-        parameters={"decay": Parameter(0.99, high=1.0)},
-    ),
-}
-METHODS: Mapping[str, Method] = {**LOSSES, **MODIFIERS}
 
 
 @dataclass(frozen=True)
@@ -234,13 +61,25 @@ class ObjectiveSpec:
 
     def python(self, context: Context) -> str:
         """The expression that makes the criterion."""
-        values = {key: _number(value) for key, value in self.loss.values}
-        return LOSSES[self.loss.name].python.format(**values, radius=context.attack_radius)
+        values = {"radius": str(context.attack_radius)} | {key: _number(value) for key, value in self.loss.values}
+        return LOSSES[self.loss.name].python.format(**values)
 
     @property
-    def ema_decay(self) -> float | None:
-        """The decay of the weight average, if the objective has one."""
-        return next((dict(part.values)["decay"] for part in self.modifiers if part.name == "ema"), None)
+    def around(self) -> tuple[str, ...]:
+        """What goes with the criterion, a line of Python for each further part."""
+        return tuple(
+            f"{part.name.replace('-', '_')} = " + MODIFIERS[part.name].python.format(**{k: _number(v) for k, v in part.values})
+            for part in self.modifiers
+        )  # fmt: skip
+
+    def setting(self, name: str) -> float | None:
+        """The main parameter of a further part such as `ema` or `weight-decay`; None without that part."""
+        return next((dict(part.values)[METHODS[name].main] for part in self.modifiers if part.name == name), None)
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the weights of the best epoch are evaluated."""
+        return any(part.name == "early-stopping" for part in self.modifiers)
 
     @property
     def calibrating_temperature(self) -> float:
@@ -254,16 +93,28 @@ class ObjectiveSpec:
         """The criterion `(logits, target) -> loss`; for losses that need the model, the objective `(model, inputs, target) -> loss`."""
         method = LOSSES[self.loss.name]
         assert method.build is not None  # every loss has one; only modifiers have none
-        return method.build(context, **dict(self.loss.values))
+        built: nn.Module | Objective = method.build(context, **dict(self.loss.values))
+        return built
 
-    def objective(self, context: Context) -> "Objective":
+    def objective(self, context: Context, training: Training) -> "Objective":
         """What `legato.fit` minimises."""
         from torch import nn
 
-        from legato.training import Criterion
+        from legato.training import Criterion, WithGradients
+
+        def made(table: Mapping[str, Method], *parts: Any) -> list[Any]:
+            chosen = [(table[part.name], part) for part in self.modifiers if part.name in table]
+            return [
+                method.build(context, training, *parts, **dict(part.values)) for method, part in chosen if method.build
+            ]
 
         built = self.build(context)
-        return Criterion(built) if isinstance(built, nn.Module) else built
+        plain: Objective = Criterion(built, *made(TERMS)) if isinstance(built, nn.Module) else built
+        objective: Objective
+        (objective,) = made(WHOLE, built) or [plain]
+        for method in made(GRADIENTS):
+            objective = WithGradients(objective, method)
+        return objective
 
 
 def parse(text: str) -> ObjectiveSpec:
@@ -280,7 +131,23 @@ def parse(text: str) -> ObjectiveSpec:
             "objectives", expected="one loss in each objective", got=f"{len(losses)} in {text!r}",
             fix=f"losses are {', '.join(LOSSES)}; separate objectives by spaces",
         )  # fmt: skip
-    return ObjectiveSpec(losses[0], tuple(part for part in parts if part.name not in LOSSES))
+    others = tuple(part for part in parts if part.name not in LOSSES)
+    names = [part.name for part in others]
+    if len(set(names)) < len(names):
+        raise errors.argument("objectives", expected="each part once", got=repr(text), fix="leave one of the two out")
+    needy = [name for name in names if name in TERMS or name in WHOLE]
+    if LOSSES[losses[0].name].attacks and needy:
+        raise errors.argument(
+            "objectives", expected=f"a loss of outputs and labels beside {needy[0]}", got=f"{losses[0].name}, which attacks the model",
+            fix=f"ce+{needy[0]}",
+        )  # fmt: skip
+    if any(name in WHOLE for name in names) and (
+        more := [name for name in names if name in TERMS or name in GRADIENTS]
+    ):
+        raise errors.argument(
+            "objectives", expected=f"esam without {more[0]}, since it trains on a part of the rows", got=repr(text)
+        )
+    return ObjectiveSpec(losses[0], tuple(sorted(others, key=lambda part: list(MODIFIERS).index(part.name))))
 
 
 def _part(piece: str, whole: str) -> Part:

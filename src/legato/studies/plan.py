@@ -104,24 +104,22 @@ class Plan:
         """
         if self.fixed_rates:
             return {(noise, arm): rate for noise, arm, rate in self.fixed_rates}
+        return {
+            (noise, arm): min(self.learning_rates, key=lambda rate: self.score(results, noise, arm, rate))
+            for noise in self.label_noise
+            for arm in self.arms
+        }
+
+    def score(self, results: "Results", noise: float, arm: str, rate: float) -> tuple[float, float]:
+        """What a setting is chosen by, the smaller the better: the means over seeds of both criteria on validation data."""
         first, second = {
             "error": ("error", "nll_scaled"),
             "nll": ("nll_scaled", "error"),
             "robust-error": ("robust_error", "error"),
         }[self.select_by]
-
-        def score(noise: float, arm: str, rate: float) -> tuple[float, float]:
-            rows = [results[self.trial(noise, arm, rate, seed)] for seed in self.seeds]
-            mean = {
-                key: round(float(np.mean([row[f"validation_{key}"] for row in rows])), 12) for key in (first, second)
-            }
-            return mean[first], mean[second]
-
-        return {
-            (noise, arm): min(self.learning_rates, key=lambda rate: score(noise, arm, rate))
-            for noise in self.label_noise
-            for arm in self.arms
-        }
+        rows = [results[self.trial(noise, arm, rate, seed)] for seed in self.seeds]
+        means = (float(np.mean([row[f"validation_{key}"] for row in rows])) for key in (first, second))
+        return round(next(means), 12), round(next(means), 12)
 
     def trainings(self, done: "Results") -> list[TrialConfig | ReferenceConfig]:
         """All trainings that can be named now: the grid and, once it is done, the readings of the chosen rates and the references."""

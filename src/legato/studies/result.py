@@ -14,7 +14,7 @@ from legato.lab.pack import Results, open_results
 from legato.lab.trial import Record
 from legato.studies import objectives, summary
 from legato.studies.classify import TrialConfig
-from legato.studies.objectives import Context
+from legato.studies.methods import Context
 from legato.studies.plan import AnyConfig, Plan, Rates, next_trials, plan_from_json, revive
 from legato.studies.summary import ArmRow, Summary
 
@@ -35,8 +35,13 @@ class Best:
     @property
     def python(self) -> str:
         """The lines for the user's own loop."""
-        lines = f"criterion = {objectives.parse(self.objective).python(self.context)}\nlearning_rate = {self.learning_rate:g}"
-        return f"import {'legato' if 'legato.' in lines else 'torch'}\n{lines}"
+        spec = objectives.parse(self.objective)
+        around = (line if "(..." not in line else f"# {line}" for line in spec.around)
+        lines = "\n".join(
+            [f"criterion = {spec.python(self.context)}", *around, f"learning_rate = {self.learning_rate:g}"]
+        )
+        imports = [f"import {name}" for name in ("torch", "legato") if f"{name}." in lines]
+        return "\n".join([*imports, lines])
 
 
 @dataclass(frozen=True, repr=False)

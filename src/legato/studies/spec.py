@@ -21,6 +21,11 @@ class Part:
     """One learning rate for every objective, as papers often do it; nothing is tuned then."""
     keeps_test_curve: bool = False
     """Note the test error after each epoch, to show overfitting."""
+    sharpness_rows: int = 0
+    """Measure on this many training rows how sharp each model that reads the test set is."""
+    families: tuple[tuple[str, ...], ...] = ()
+    """The objectives of `config`, grouped by method: the form `full` tunes all, and of each family the one that is best on
+    validation data goes on to `confirm`. Without families all go on."""
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,20 @@ from legato.lab.claims import Judged
 from legato.lab.files import pack_json, write
 from legato.lab.pack import open_results, pack
 from legato.lab.store import Store
-from legato.studies import adversarial, comp_sum, compare, ensloss, study_page, verdicts
+from legato.studies import adversarial, comp_sum, compare, ensloss, saf, study_page, verdicts
 from legato.studies.compare import Job
 from legato.studies.config import CompareConfig
-from legato.studies.plan import Plan, index
+from legato.studies.plan import Plan, Results, index, order_arms
 from legato.studies.result import Result, open_result, page_folder, result_of
 from legato.studies.spec import Part, Spec
 
 Form = Literal["smoke", "full", "confirm"]
-STUDIES: Mapping[str, Spec] = {"comp-sum": comp_sum.SPEC, "ensloss": ensloss.SPEC, "adversarial": adversarial.SPEC}
+STUDIES: Mapping[str, Spec] = {
+    "comp-sum": comp_sum.SPEC,
+    "ensloss": ensloss.SPEC,
+    "adversarial": adversarial.SPEC,
+    "saf": saf.SPEC,
+}
 
 
 def run(
@@ -52,11 +57,10 @@ def run(
         pack(open_results(folder), folder.with_name(f"{folder.name}.jsonl.xz"))
     if form == "full":
         done = index(records)
-        rates = {
-            part: [(noise, arm, rate) for (noise, arm), rate in job.plan.choose(done).items()]
-            for part, job in jobs.items()
-        }
-        write(folder / "tuned.json", pack_json(rates))
+        write(
+            folder / "tuned.json",
+            pack_json({part: chosen(spec.parts[part], job.plan, done) for part, job in jobs.items()}),
+        )
         return folder / "tuned.json", []
     return draw(folder)
 
@@ -96,10 +100,21 @@ def named(name: str) -> Spec:
     return STUDIES[name]
 
 
-def tuned(name: str, part: str, plan: Plan) -> tuple[tuple[float, str, float], ...]:
-    """The committed learning rates of a part: (label noise, objective, rate).
+def chosen(part: Part, plan: Plan, done: Results) -> list[tuple[float, str, float]]:
+    """(label noise, objective, rate) of what goes on to `confirm`: every objective, or the best of each family by validation data."""
+    rates = plan.choose(done)
+    return [
+        (noise, best, rates[noise, best])
+        for noise in plan.label_noise
+        for group in _groups(part)
+        for best in [min(group, key=lambda arm: plan.score(done, noise, arm, rates[noise, arm]))]
+    ]
 
-    Raises: LegatoValueError when there are none, or when they are not those of the plan's arms and noise levels.
+
+def tuned(name: str, part: str) -> tuple[tuple[float, str, float], ...]:
+    """The committed learning rates of a part: (label noise, objective, rate), one for each family of objectives.
+
+    Raises: LegatoValueError when there are none, or when they are not those of the part's grid.
     """
     path = files("legato.studies") / "tuned" / f"{name}.json"
     fix = f"legato study {name}, then commit its tuned.json as studies/tuned/{name}.json"
@@ -110,11 +125,18 @@ def tuned(name: str, part: str, plan: Plan) -> tuple[tuple[float, str, float], .
         )
     except (FileNotFoundError, KeyError) as problem:
         raise errors.argument("form", expected="committed learning rates", got=f"none for {part}", fix=fix) from problem
-    if {(noise, arm) for noise, arm, _ in rows} != {(noise, arm) for noise in plan.label_noise for arm in plan.arms}:
+    asked = STUDIES[name].parts[part]
+    wanted = [(noise, group) for noise in asked.config.label_noise or () for group in _groups(asked)]
+    if len(rows) != len(wanted) or not all(any(n == noise and arm in g for n, arm, _ in rows) for noise, g in wanted):
         raise errors.argument(
             "form", expected="committed rates for every objective and noise level", got="those of another grid", fix=fix
         )
     return rows
+
+
+def _groups(part: Part) -> list[tuple[str, ...]]:
+    """The objectives of each family; without families each objective is one."""
+    return [order_arms(family) for family in part.families] or [(arm,) for arm in order_arms(part.config.objectives)]
 
 
 def _parts(spec: Spec, form: Form) -> list[str]:
@@ -126,8 +148,12 @@ def _parts(spec: Spec, form: Form) -> list[str]:
 
 def _job(name: str, part: str, form: Form) -> Job:
     asked = STUDIES[name].parts[part]
-    job = compare.make_job(_seeds(asked.config, form))
-    return replace(job, plan=_fixed(name, part, asked, form, job.plan))
+    config = _seeds(asked.config, form)
+    rows = tuned(name, part) if form == "confirm" and asked.fixed_rate is None else ()
+    if asked.families and rows:
+        config = replace(config, objectives=tuple(arm for _, arm, _ in rows))
+    job = compare.make_job(config)
+    return replace(job, plan=_fixed(asked, form, job.plan, rows))
 
 
 def _seeds(config: CompareConfig, form: Form) -> CompareConfig:
@@ -140,14 +166,15 @@ def _seeds(config: CompareConfig, form: Form) -> CompareConfig:
     return replace(config, seeds=2, epochs=1, rows=256, learning_rates=rates, objectives=config.objectives[:2])
 
 
-def _fixed(name: str, part: str, asked: Part, form: Form, plan: Plan) -> Plan:
+def _fixed(asked: Part, form: Form, plan: Plan, tuned_rates: tuple[tuple[float, str, float], ...]) -> Plan:
     """The plan with what the form decides: `full` reads no test data, `confirm` tunes nothing."""
-    plan = replace(plan, setting=replace(plan.setting, keeps_test_curve=asked.keeps_test_curve))
+    setting = replace(plan.setting, keeps_test_curve=asked.keeps_test_curve, sharpness_rows=asked.sharpness_rows)
+    plan = replace(plan, setting=setting)
     if form == "full":
         return replace(plan, reads_test=False)
     if form == "smoke":
         return plan
     if asked.fixed_rate is None:
-        return replace(plan, fixed_rates=tuned(name, part, plan))
+        return replace(plan, fixed_rates=tuned_rates)
     rates = tuple((noise, arm, asked.fixed_rate) for noise in plan.label_noise for arm in plan.arms)
     return replace(plan, fixed_rates=rates)

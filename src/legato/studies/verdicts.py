@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from legato import errors
 from legato.lab import claims
 from legato.lab.claims import Claim, Judged
 from legato.studies.result import Result
@@ -36,6 +37,10 @@ def _measured(claim: Claim, results: Mapping[str, Result]) -> NDArray[np.float64
     values = np.array([MEASURES[claim.metric](result, claim) for result in chosen])
     mean: NDArray[np.float64] = values.mean(axis=0)
     return mean
+
+
+TINY = 1e-12
+"""The smallest sharpness that is told from zero."""
 
 
 def accuracy(result: Result, claim: Claim) -> NDArray[np.float64]:
@@ -87,9 +92,70 @@ def frontier(points: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array(sorted(unique)).T
 
 
-def _drop(result: Result, claim: Claim, metric: str) -> NDArray[np.float64]:
+def _columns(result: Result, claim: Claim, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[S] of the arm and [S] of the baseline."""
     noise = claim.label_noise
-    return result.column(noise, claim.baseline, metric) - result.column(noise, claim.arm, metric)
+    arm, baseline = _arm(result, claim.arm), _arm(result, claim.baseline)
+    return result.column(noise, arm, metric), result.column(noise, baseline, metric)
+
+
+def _arm(result: Result, pattern: str) -> str:
+    """The one objective that a claim names; a pattern such as `ce|ce+weight-decay:*` leaves its strength to the tuning."""
+    found = [arm for arm in result.plan.arms if matches(arm, pattern)]
+    if len(found) != 1:
+        raise errors.argument("claim", expected=f"one objective that matches {pattern!r}", got=found or "none")
+    return found[0]
+
+
+def matches(arm: str, pattern: str) -> bool:
+    """Whether the objective is one of the patterns between the bars."""
+    return any(fnmatchcase(arm, one) for one in pattern.split("|"))
+
+
+def _drop(result: Result, claim: Claim, metric: str) -> NDArray[np.float64]:
+    arm, baseline = _columns(result, claim, metric)
+    return baseline - arm
+
+
+def flatness(metric: str) -> Measure:
+    """By how much the logarithm of a sharpness is lower for the arm than for the baseline."""
+
+    def measure(result: Result, claim: Claim) -> NDArray[np.float64]:
+        arm, baseline = _columns(result, claim, metric)
+        logs: NDArray[np.float64] = np.log(np.maximum(baseline, TINY)) - np.log(np.maximum(arm, TINY))
+        return logs
+
+    return measure
+
+
+def follows(result: Result, claim: Claim) -> NDArray[np.float64]:
+    """Rank correlation over the epochs between two curves of the arm, which the claim names as baseline `a ~ b`."""
+    from scipy.stats import spearmanr
+
+    names = [name.strip() for name in claim.baseline.split("~")]
+    both = _curves(result, claim.arm, claim.label_noise, names)
+    return np.array([float(spearmanr(a, b, nan_policy="omit").statistic) for a, b in both])
+
+
+def largest_fall(result: Result, claim: Claim) -> NDArray[np.float64]:
+    """By how much the largest fall of the training loss within one epoch, the first third left out, is smaller for the arm."""
+    baseline, arm = (
+        np.array([_fall(curve) for (curve,) in _curves(result, name, claim.label_noise, ["rows_loss"])])
+        for name in (claim.baseline, claim.arm)
+    )
+    less: NDArray[np.float64] = baseline - arm
+    return less
+
+
+def _fall(curve: NDArray[np.float64]) -> float:
+    late = curve[len(curve) // 3 :]
+    return float(np.max(late[:-1] - late[1:]))
+
+
+def _curves(result: Result, pattern: str, noise: float, names: list[str]) -> list[list[NDArray[np.float64]]]:
+    """For each seed the curves with these names."""
+    readings = result.readings(noise, _arm(result, pattern))
+    return [[np.array(result.metrics(r)["curves"][name], dtype=np.float64) for name in names] for r in readings]
 
 
 MEASURES: Mapping[str, Measure] = {
@@ -97,4 +163,8 @@ MEASURES: Mapping[str, Measure] = {
     "robust accuracy": lambda result, claim: _drop(result, claim, "test_robust_error"),
     "accuracy at matched robust accuracy": matched_accuracy,
     "fall of the calibration error": recalibration,
+    "flatness": flatness("sharpness_ball"),
+    "largest eigenvalue": flatness("sharpness_lambda_max"),
+    "rank correlation": follows,
+    "largest fall of the loss": largest_fall,
 }

@@ -3,7 +3,7 @@
 from legato.training.checks import check_output
 from legato.training.fitted import Best, Fitted
 from legato.training.loop import fit
-from legato.training.objective import Batch, Criterion, EpochBatches, Objective
+from legato.training.objective import Batch, Criterion, EpochBatches, GradientMethod, Objective, Term, WithGradients
 from legato.training.saved import load_model, save_model
 from legato.training.schedules import constant, cosine, one_cycle
 from legato.training.tracking import Tracker, tracker
@@ -14,8 +14,11 @@ __all__ = [
     "Criterion",
     "EpochBatches",
     "Fitted",
+    "GradientMethod",
     "Objective",
+    "Term",
     "Tracker",
+    "WithGradients",
     "check_output",
     "constant",
     "cosine",
