@@ -1,5 +1,6 @@
 """From a model in training to how sharp its minimum is: on fixed rows after each epoch, and by more measures at the end."""
 
+import copy
 import math
 from collections import deque
 
@@ -19,7 +20,9 @@ ROWS_AT_ONCE = 512
 
 
 def surface(model: nn.Module, inputs: Tensor, target: Tensor) -> flatness.Surface:
-    """The mean cross-entropy of these rows as a function of the weights, in evaluation mode."""
+    """The mean cross-entropy of these rows as a function of the weights, in evaluation mode; of a copy if they are frozen averages."""
+    if not any(p.requires_grad for p in model.parameters()):
+        model = copy.deepcopy(model).requires_grad_()
     batches = list(zip(inputs.split(ROWS_AT_ONCE), target.split(ROWS_AT_ONCE), strict=True))
     return flatness.Surface(model, F.cross_entropy, batches)
 
