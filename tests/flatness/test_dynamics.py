@@ -134,6 +134,16 @@ def test_what_was_never_recorded_is_told():
     assert dynamics.seen.tolist() == [0, 1, 0]
 
 
+def test_masked_classes_are_no_fault():
+    """A score of -inf for another class is a probability of 0; for all others, or for the given one, it leaves nothing to record."""
+    inf = math.inf
+    z = torch.tensor([[1.0, 0.0, -inf], [1.0, -inf, -inf], [-inf, 0.0, 0.0]])
+    dynamics = Dynamics(3, 3)
+    dynamics.record(z, torch.zeros(3, dtype=torch.int64), torch.arange(3))
+    assert (dynamics.seen.tolist(), dynamics.unusable) == ([1, 0, 0], 2)
+    assert dynamics.confidence[0].item() == pytest.approx(1 / (1 + math.exp(-1)))
+
+
 def test_padding_ignored_targets_and_scores_that_are_not_finite_count_nothing():
     """Oracle: the same without these rows."""
     z = torch.randn(6, 3, dtype=torch.float64, generator=generator())
@@ -147,18 +157,19 @@ def test_padding_ignored_targets_and_scores_that_are_not_finite_count_nothing():
     assert (dynamics.unusable, plain.unusable) == (2, 0)
 
 
-def test_a_row_twice_in_a_batch_has_two_readings_and_is_forgotten_once():
-    dynamics = Dynamics(2, 2)
+def test_a_row_twice_in_a_batch_has_two_readings_which_are_compared_with_the_one_before():
     right, wrong = [1.0, 0.0], [0.0, 1.0]
-    zero, both = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
-    dynamics.record(torch.tensor([right, right]), zero, both)
-    dynamics.record(torch.tensor([wrong, wrong]), zero, both)
-    assert (dynamics.seen.tolist(), dynamics.forgetting.tolist()) == ([4, 0], [1, 0])
-    for order in ([right, wrong], [wrong, right]):
+    zero = torch.zeros(2, dtype=torch.int64)
+    dynamics = Dynamics(2, 2)
+    for answer in (right, wrong, wrong):
+        dynamics.record(torch.tensor([answer, answer]), zero, zero)
+    assert (dynamics.seen.tolist(), dynamics.forgetting.tolist()) == ([6, 0], [2, 0])
+    for order in ([right, wrong], [wrong, right]):  # half right is not right: nothing is left to forget
         twice = Dynamics(1, 2)
-        twice.record(torch.tensor([right]), zero[:1], both[:1])
-        twice.record(torch.tensor(order), zero, both)
-        assert (twice.forgetting.tolist(), twice.correctness.tolist()) == ([1], [2 / 3])
+        twice.record(torch.tensor([right]), zero[:1], zero[:1])
+        for _ in range(2):
+            twice.record(torch.tensor(order), zero, zero)
+        assert (twice.forgetting.tolist(), twice.correctness.tolist()) == ([1], [3 / 5])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -272,15 +283,16 @@ def test_a_state_comes_back_through_a_checkpoint_in_the_middle_of_an_epoch():
     for name in COLUMNS:
         assert torch.equal(getattr(whole, name).nan_to_num(-1), getattr(second, name).nan_to_num(-1)), name
     assert torch.equal(whole.probabilities[:8], second.probabilities[:8])
-    before = first.seen
-    run(second, enumerate(batches))
-    assert torch.equal(before, first.seen)  # a state is copied when it is loaded
+    third, before = Dynamics(9, 4), first.seen
+    third.load_state_dict(first.state_dict())  # without a checkpoint in between: a state is copied when it is loaded
+    third.record(*batches[0])
+    assert torch.equal(before, first.seen)
     assert repr(copy.deepcopy(first)) == "Dynamics(num_samples=9, num_classes=4)"
 
 
 def test_memory_is_what_the_docstring_says():
-    assert Dynamics(999, 10).bytes == 1000 * (57 + 4 * 10) + 8
-    assert Dynamics(999, 10, probabilities=False).bytes == 1000 * 57 + 8
+    assert Dynamics(999, 10).bytes == 1001 * (61 + 4 * 10)
+    assert Dynamics(999, 10, probabilities=False).bytes == 1001 * 61
 
 
 def test_an_empty_batch_is_nothing():
@@ -325,7 +337,7 @@ def test_sizes_measures_and_states_that_cannot_be_are_named():
             Dynamics(*sizes)
     with pytest.raises(LegatoValueError, match=r"measure: expected one of .* Did you mean 'margin'"):
         Dynamics(3, 2).suspicion("margins")
-    with pytest.raises(LegatoValueError, match=r"state, sums: expected shape \[4, 6\]; got \[5, 6\]"):
+    with pytest.raises(LegatoValueError, match=r"state, sums: expected shape \[5, 7\]; got \[6, 7\]"):
         Dynamics(3, 2).load_state_dict(Dynamics(4, 2).state_dict())
     lean = Dynamics(3, 2, probabilities=False)
     with pytest.raises(LegatoValueError, match="probabilities=True"):

@@ -177,3 +177,4 @@ def test_the_first_process_logs(ranks):
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    os._exit(0)  # a thread of the sharded model may outlive the interpreter, which then aborts

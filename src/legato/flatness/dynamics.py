@@ -13,7 +13,7 @@ from legato import errors
 MEASURES = ("loss", "confidence", "margin", "forgetting")
 """What labels can be ranked by; see `Dynamics.suspicion`."""
 
-_SUMS = ("seen", "loss", "probability", "squares", "margin", "right")
+_SUMS = ("seen", "loss", "probability", "margin", "right", "forgotten", "squares")
 """Columns of the table of running sums."""
 
 
@@ -64,8 +64,8 @@ class Dynamics:
     same in every bit: nothing is added to the graph and no random number is drawn.
 
     Nothing is read back while it records, so that no device is waited for; the table lives with the logits. It takes
-    57 + 4 C bytes a row, or 57 without `probabilities`. Rows with an index or target below 0 are padding and count nothing;
-    rows whose logits are not finite are counted in `unusable` alone.
+    61 + 4 C bytes a row, or 61 without `probabilities`. Rows with an index or target below 0 are padding and count nothing;
+    rows whose loss or margin is not finite are counted in `unusable` alone.
 
     As a term it takes each row once an epoch: the second pass of a sharpness-aware method adds nothing. `record` takes what
     it is given. With several processes each keeps what it saw, so rows must stay with their process.
@@ -85,13 +85,12 @@ class Dynamics:
                 raise errors.argument(name, expected=f"a whole number >= {least}", got=size)
         self.num_samples, self.num_classes = num_samples, num_classes
         self.epoch: int | None = None
-        rows = num_samples + 1  # what counts nothing goes to the last one, so that shapes never depend on values
+        # What counts nothing goes to two spare rows, so that shapes never depend on values: N for padding, N + 1 for the unusable.
+        rows = num_samples + 2
         self._table: dict[str, Tensor] = {
             "sums": torch.zeros(rows, len(_SUMS), dtype=torch.float64),
-            "forgotten": torch.zeros(rows, dtype=torch.int32),
             "right": torch.zeros(rows, dtype=torch.uint8),
             "epoch": torch.full((rows,), -1, dtype=torch.int32),
-            "unusable": torch.zeros((), dtype=torch.int64),
         }
         if probabilities:
             self._table["probabilities"] = torch.zeros(rows, num_classes)
@@ -155,8 +154,8 @@ class Dynamics:
 
     @property
     def unusable(self) -> int:
-        """Readings that were left out because their logits were not finite; waits for the device."""
-        return int(self._table["unusable"])
+        """Readings that were left out because their loss or margin was not finite; waits for the device."""
+        return int(self._table["sums"][-1, _SUMS.index("seen")])
 
     @property
     def seen(self) -> Tensor:
@@ -191,7 +190,7 @@ class Dynamics:
     @property
     def forgetting(self) -> Tensor:
         """[N] int64, how often a right answer was followed by a wrong one at the next reading of the row."""
-        return self._table["forgotten"][:-1].long()
+        return self._sum("forgotten").long()
 
     @property
     def probabilities(self) -> Tensor:
@@ -202,7 +201,7 @@ class Dynamics:
         if "probabilities" not in self._table:
             fix = f"Dynamics({self.num_samples}, {self.num_classes}, probabilities=True)"
             raise errors.argument("probabilities", expected="mean probabilities that were kept", got="none", fix=fix)
-        return self._table["probabilities"][:-1] / self._sum("seen").float()[:, None]
+        return self._table["probabilities"][:-2] / self._sum("seen").float()[:, None]
 
     def suggested(self) -> Tensor:
         """[N] int64, the class with the largest mean predicted probability, -1 for rows that were never recorded."""
@@ -230,7 +229,7 @@ class Dynamics:
         raise errors.choice("measure", str(measure), MEASURES)
 
     def _sum(self, name: str) -> Tensor:
-        return self._table["sums"][:-1, _SUMS.index(name)]
+        return self._table["sums"][:-2, _SUMS.index(name)]
 
     def _mean(self, name: str) -> Tensor:
         return self._sum(name) / self._sum("seen")
@@ -248,32 +247,32 @@ class Dynamics:
         device = logits.device
         if self._table["sums"].device != device:
             self._table = {name: _placed(tensor, device) for name, tensor in self._table.items()}
-        target, index = target.to(device), index.to(device)
         table, spare = self._table, self.num_samples
-        finite, real = logits.isfinite().all(1), (index >= 0) & (target >= 0)
-        table["unusable"] += (real & ~finite).sum()
-        # An index of N would fall on the spare row unseen; one further and the device itself refuses it.
-        rows = torch.where(real & finite, index + (index >= spare).long(), spare)
+        if (
+            index.device.type != "cpu"
+        ):  # and so was not looked at: one that falls on a spare row is moved to where the device refuses it
+            index = index + 2 * (index >= spare)
+        target, index = target.to(device), index.to(device)
+        rows = index.where((index >= 0) & (target >= 0), spare)
         if epoch is not None:
             rows = rows.where(table["epoch"][rows].ne(epoch), spare)
             table["epoch"].index_fill_(0, rows, epoch)
         read = readings(logits, target.clamp_min(0))
-        _add_sums(table, rows, read)
+        _add_sums(table, rows.where((read.loss + read.margin).isfinite(), spare + 1), read)
 
 
 def _add_sums(table: dict[str, Tensor], rows: Tensor, read: Readings) -> None:
-    """A row that stands in the batch twice has two readings; it is right there if both are, and forgotten at most once."""
-    before = table["right"][rows] > 0
+    """A row that stands in the batch twice has two readings, both compared with the one before; it is right there if both are."""
+    forgotten = table["right"][rows].bool() & ~read.right
     table["right"].index_fill_(0, rows, 1)
     table["right"].scatter_reduce_(0, rows, read.right.to(torch.uint8), "amin")
-    event = before & (table["right"][rows] == 0)
-    table["forgotten"][rows] = table["forgotten"][rows] + event.int()
     p = read.probability
-    columns = (torch.ones_like(p), read.loss, p, p * p, read.margin, read.right)
-    wide = [column.to(table["sums"].dtype) for column in columns]
-    table["sums"].index_add_(0, rows, torch.stack(wide, 1))
+    columns = torch.stack((torch.ones_like(p), read.loss, p, read.margin, read.right.to(p), forgotten.to(p), p), 1)
+    wide = columns.to(table["sums"].dtype)
+    wide[:, -1].square_()
+    table["sums"].index_add_(0, rows, wide)
     if "probabilities" in table:
-        table["probabilities"].index_add_(0, rows, read.probabilities.float())
+        table["probabilities"].index_add_(0, rows, read.probabilities.to(table["probabilities"].dtype))
 
 
 def _placed(tensor: Tensor, device: torch.device) -> Tensor:
