@@ -58,17 +58,26 @@ means that ours is faster; the interval is a 95% bootstrap of the median over bl
 beyond what the step began with. A bar is what we asked of ourselves beforehand; it is met when the interval begins at or below it.
 Peers that we rewrote say so.
 
-The fused last layer is not in it yet. The table is drawn from `docs/benchmarks/losses.json` by `python tools/make_docs.py`; `legato bench losses --out FILE` measures anew.
+The tables are drawn from `docs/benchmarks` by `python tools/make_docs.py`; `legato bench ROOM --out FILE` measures anew. Rows against other packages are
+there if they are installed.
 """
 
 
 def benchmarks() -> str:
     """The page of costs."""
-    report = json.loads((DOCS / "benchmarks" / "losses.json").read_text())
+    return "\n".join(
+        [BENCH, *(_bench_section(path) for path in sorted((DOCS / "benchmarks").glob("*.json"), reverse=True))]
+    )
+
+
+def _bench_section(path: Path) -> str:
+    report = json.loads(path.read_text())
     facts = report["machine"]
     rows = "\n".join(_bench_row(row) for row in report["rows"])
-    return f"""{BENCH}
-{facts["cpu"]}, torch {facts["torch"]}, {facts["threads"]} thread.
+    return f"""
+## {path.stem.capitalize()}
+
+`legato bench {path.stem}`, on {facts["cpu"]} with torch {facts["torch"]}, {facts["threads"]} thread.
 
 | part | against | shape | time | A/A | memory | bar |
 |---|---|---|---|---|---|---|
