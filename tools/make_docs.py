@@ -15,7 +15,8 @@ HEAD = """# Evidence
 Every claim stands in `studies/claims.toml`, with its metric and the smallest difference worth the name, and was written there before the confirming
 run. A confirming run tunes nothing: it takes learning rates that were chosen on other seeds by validation data and committed, trains on
 fresh seeds, and reads the test set for the first time. A verdict is *shows* when the interval, corrected by Holm over all tested claims
-of the study, lies above that difference; *does not show* when it lies under it; else *undecided*.
+of the study, lies above that difference; *does not show* when it lies under it; else *undecided*. A point is a hundredth: of an accuracy, of a
+calibration error, of a rank correlation, of a nat, or of the logarithm of a sharpness.
 
 The tables are drawn from the packed results in `docs/evidence` by `python tools/make_docs.py`, and a test sees that they are current.
 """
