@@ -1,6 +1,7 @@
 """What all tests share: one thread, no network, a fresh cache, and the property-test profile."""
 
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # in the background Ctrl-C is ignored, also by all that is started from here
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("legato", max_examples=40, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("legato")
 
