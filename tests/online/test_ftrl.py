@@ -11,7 +11,7 @@ from legato import errors
 from legato.online.covariance import feature_covariance, regularised_inverse
 from legato.online.estimators import plain_estimate
 from legato.online.ftrl import FTRL, RegretBound, tuned_bound, tuned_rate
-from legato.online.simplex import STEPS, log_barrier_step
+from legato.online.simplex import STEPS, log_barrier_step, stability
 
 
 @pytest.fixture(params=STEPS, ids=STEPS)
@@ -66,6 +66,25 @@ def test_no_sequence_breaks_the_bound(name, discount, kind):
         )
         ratios.append(regret / bound.value)
     assert max(ratios) <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.9])
+def test_the_bound_is_its_sum(name, discount):
+    """Twin: R(u)/eta + sum of discount^(T - t) stability, and for the log-barrier the mixed comparator, from scratch."""
+    losses, eta = np.random.default_rng(12).normal(size=(15, 4)), 0.3
+    _, learner = play(FTRL(name, 4, eta, discount=discount), losses)
+    weights, before, cost = discount ** np.arange(14, -1, -1), np.zeros(4), 0.0
+    for weight, row in zip(weights, losses, strict=True):
+        cost += weight * float(stability(name, STEPS[name](before, eta), row, eta))
+        before = discount * (before + row)
+    total, mixed = weights @ losses, 1 / (1 + weights.sum())
+    penalty = {
+        "log-barrier": -(np.log(mixed / 4) * 3 + np.log(1 - mixed + mixed / 4)) - 4 * np.log(4),
+        "entropy": np.log(4),
+        "tsallis": 2 * (np.sqrt(4) - 1),
+    }[name]
+    smoothing = mixed * (total.mean() - total.min()) if name == "log-barrier" else 0
+    assert learner.regret_bound().value == pytest.approx(penalty / eta + cost + smoothing, rel=1e-10)
 
 
 def test_the_bound_is_reached():
