@@ -90,6 +90,10 @@ def test_a_constant_on_all_scores_changes_nothing():
         torch.testing.assert_close(a, b)
 
 
+def test_a_tie_is_not_right():
+    assert readings(torch.zeros(3, 3), torch.arange(3)).right.tolist() == [False] * 3
+
+
 def test_extreme_scores_stay_finite():
     read = readings(torch.tensor([[1e9, -1e9], [1e9, -1e9]]), torch.tensor([0, 1]))
     assert read.loss.tolist() == [0, 2e9]
@@ -307,8 +311,9 @@ Z, Y = torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64)
 @pytest.mark.parametrize(
     ("batch", "kind", "words"),
     [
-        ((Z, Y, Y + 4), LegatoValueError, "index: expected at most 3; got 4"),
-        ((Z, Y + 2, Y), LegatoValueError, "target: expected at most 1; got 2"),
+        ((Z, Y, Y + 4), LegatoValueError, r"index: expected -1 .. 3; got 4"),
+        ((Z, Y + 2, Y), LegatoValueError, r"target: expected 0 .. 1; got 2"),
+        ((Z, Y, Y - 2), LegatoValueError, r"index: expected -1 .. 3; got -2"),
         ((Z, Y[:2], Y), LegatoValueError, r"target: expected int64 of shape \[3\]"),
         ((Z, Y, Y.float()), LegatoValueError, r"index: expected int64 of shape \[3\].*got torch.float32"),
         ((Z, Y, Y.bool()), LegatoValueError, "index: expected int64 .*got torch.bool"),

@@ -28,7 +28,7 @@ class Readings:
     margin: Tensor
     """[B] score of the given label minus the largest of the others."""
     right: Tensor
-    """[B] bool, whether the given label has the largest score; on a tie the first of the largest is the answer."""
+    """[B] bool, whether the given label has a larger score than any other; on a tie it has not."""
     probabilities: Tensor
     """[B, C] softmax of the scores."""
 
@@ -36,7 +36,7 @@ class Readings:
 def readings(logits: Tensor, target: Tensor) -> Readings:
     """Loss, probability, margin and answer of each row; softmax and logarithm are computed once, and no value is read.
 
-    loss = -log p[y],  probability = p[y],  margin = z[y] - max over j != y of z[j],  right = (argmax z = y),  p = softmax(z).
+    loss = -log p[y],  probability = p[y],  margin = z[y] - max over j != y of z[j],  right = (margin > 0),  p = softmax(z).
 
     Args:
         logits: [B, C] floating point with C >= 2; types shorter than float32 are computed in float32.
@@ -45,12 +45,19 @@ def readings(logits: Tensor, target: Tensor) -> Readings:
     Raises: LegatoTypeError for logits that are no floating point tensor; LegatoValueError for shapes that do not fit.
     """
     _check_logits(logits, None)
-    _check_rows("target", target, len(logits))
-    scores = logits.detach() if logits.dtype == torch.float64 else logits.detach().float()
-    logs, column = F.log_softmax(scores, dim=1), target[:, None]
-    others = scores.scatter(1, column, -torch.inf).amax(1)
-    log_given, given = logs.gather(1, column)[:, 0], scores.gather(1, column)[:, 0]
-    return Readings(-log_given, log_given.exp(), given - others, scores.argmax(1) == target, logs.exp())
+    _check_rows("target", target, logits.shape[0])
+    return _readings(logits, target)
+
+
+def _readings(logits: Tensor, target: Tensor) -> Readings:
+    logits = logits.detach()
+    logs = F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=1)
+    column = target.unsqueeze(1)
+    given = logs.gather(1, column).squeeze(1)
+    margin = given - logs.scatter(1, column, -torch.inf).amax(
+        1
+    )  # what log_softmax subtracts is the same for all classes
+    return Readings(-given, given.exp(), margin, margin > 0, logs.exp())
 
 
 @final
@@ -64,7 +71,7 @@ class Dynamics:
     same in every bit: nothing is added to the graph and no random number is drawn.
 
     Nothing is read back while it records, so that no device is waited for; the table lives with the logits. It takes
-    61 + 4 C bytes a row, or 61 without `probabilities`. Rows with an index or target below 0 are padding and count nothing;
+    61 + 4 C bytes a row, or 61 without `probabilities`. Rows with index -1 or a target below 0 are padding and count nothing;
     rows whose loss or margin is not finite are counted in `unusable` alone.
 
     As a term it takes each row once an epoch: the second pass of a sharpness-aware method adds nothing. `record` takes what
@@ -85,7 +92,8 @@ class Dynamics:
                 raise errors.argument(name, expected=f"a whole number >= {least}", got=size)
         self.num_samples, self.num_classes = num_samples, num_classes
         self.epoch: int | None = None
-        # What counts nothing goes to two spare rows, so that shapes never depend on values: N for padding, N + 1 for the unusable.
+        # Row i stands at i + 2. What counts nothing goes to the two before, so that shapes never depend on values: padding, whose
+        # index is -1, to 1, the unusable to 0.
         rows = num_samples + 2
         self._table: dict[str, Tensor] = {
             "sums": torch.zeros(rows, len(_SUMS), dtype=torch.float64),
@@ -155,7 +163,7 @@ class Dynamics:
     @property
     def unusable(self) -> int:
         """Readings that were left out because their loss or margin was not finite; waits for the device."""
-        return int(self._table["sums"][-1, _SUMS.index("seen")])
+        return int(self._table["sums"][0, _SUMS.index("seen")])
 
     @property
     def seen(self) -> Tensor:
@@ -201,7 +209,7 @@ class Dynamics:
         if "probabilities" not in self._table:
             fix = f"Dynamics({self.num_samples}, {self.num_classes}, probabilities=True)"
             raise errors.argument("probabilities", expected="mean probabilities that were kept", got="none", fix=fix)
-        return self._table["probabilities"][:-2] / self._sum("seen").float()[:, None]
+        return self._table["probabilities"][2:] / self._sum("seen").float()[:, None]
 
     def suggested(self) -> Tensor:
         """[N] int64, the class with the largest mean predicted probability, -1 for rows that were never recorded."""
@@ -229,7 +237,7 @@ class Dynamics:
         raise errors.choice("measure", str(measure), MEASURES)
 
     def _sum(self, name: str) -> Tensor:
-        return self._table["sums"][:-2, _SUMS.index(name)]
+        return self._table["sums"][2:, _SUMS.index(name)]
 
     def _mean(self, name: str) -> Tensor:
         return self._sum(name) / self._sum("seen")
@@ -237,38 +245,36 @@ class Dynamics:
     def _check(self, logits: Tensor, target: Tensor, index: Tensor) -> None:
         """Types and shapes, and values where to look at them is not to wait for a device."""
         _check_logits(logits, self.num_classes)
-        for name, tensor, size in (("target", target, self.num_classes), ("index", index, self.num_samples)):
-            _check_rows(name, tensor, len(logits))
-            if tensor.device.type == "cpu" and len(tensor) and int(tensor.max()) >= size:
-                raise errors.argument(name, expected=f"at most {size - 1}", got=int(tensor.max()))
+        rows = logits.shape[0]
+        for name, tensor, low, high in (
+            ("target", target, None, self.num_classes),
+            ("index", index, -1, self.num_samples),
+        ):
+            _check_rows(name, tensor, rows)
+            if rows and tensor.device.type == "cpu":
+                _check_range(name, tensor, low, high)
 
     def _add(self, logits: Tensor, target: Tensor, index: Tensor, epoch: int | None) -> None:
         """With an epoch, only rows that it has not seen yet."""
         device = logits.device
         if self._table["sums"].device != device:
             self._table = {name: _placed(tensor, device) for name, tensor in self._table.items()}
-        table, spare = self._table, self.num_samples
-        if (
-            index.device.type != "cpu"
-        ):  # and so was not looked at: one that falls on a spare row is moved to where the device refuses it
-            index = index + 2 * (index >= spare)
-        target, index = target.to(device), index.to(device)
-        rows = index.where((index >= 0) & (target >= 0), spare)
+        table, target = self._table, target.to(device)
+        rows = (index.to(device) + 2).where(target >= 0, 1)
         if epoch is not None:
-            rows = rows.where(table["epoch"][rows].ne(epoch), spare)
+            rows = rows.where(table["epoch"][rows].ne(epoch), 1)
             table["epoch"].index_fill_(0, rows, epoch)
-        read = readings(logits, target.clamp_min(0))
-        _add_sums(table, rows.where((read.loss + read.margin).isfinite(), spare + 1), read)
+        read = _readings(logits, target.clamp_min(0))
+        _add_sums(table, rows.where((read.loss + read.margin).isfinite(), 0), read)
 
 
 def _add_sums(table: dict[str, Tensor], rows: Tensor, read: Readings) -> None:
     """A row that stands in the batch twice has two readings, both compared with the one before; it is right there if both are."""
-    forgotten = table["right"][rows].bool() & ~read.right
+    p, right = read.probability, read.right
+    forgotten = table["right"][rows] > right
     table["right"].index_fill_(0, rows, 1)
-    table["right"].scatter_reduce_(0, rows, read.right.to(torch.uint8), "amin")
-    p = read.probability
-    columns = torch.stack((torch.ones_like(p), read.loss, p, read.margin, read.right.to(p), forgotten.to(p), p), 1)
-    wide = columns.to(table["sums"].dtype)
+    table["right"].scatter_reduce_(0, rows, right.to(torch.uint8), "amin")
+    wide = torch.stack((torch.ones_like(p), read.loss, p, read.margin, right, forgotten, p), 1).to(table["sums"].dtype)
     wide[:, -1].square_()
     table["sums"].index_add_(0, rows, wide)
     if "probabilities" in table:
@@ -296,3 +302,10 @@ def _check_rows(name: str, tensor: Tensor, rows: int) -> None:
     if tensor.dtype != torch.int64 or list(tensor.shape) != [rows]:
         got = f"{tensor.dtype} of shape {list(tensor.shape)}"
         raise errors.argument(name, expected=f"int64 of shape [{rows}], one number a row of the logits", got=got)
+
+
+def _check_range(name: str, tensor: Tensor, low: int | None, high: int) -> None:
+    least, most = (int(end) for end in tensor.aminmax())
+    if most >= high or (low is not None and least < low):
+        got = most if most >= high else least
+        raise errors.argument(name, expected=f"{'0' if low is None else low} .. {high - 1}", got=got)
