@@ -200,7 +200,7 @@ def lanczos(
 
     A pair is good enough by "residual" when |A v - value v| <= tol |value|: then an eigenvalue is that close. By "value" it is
     when min(r, r^2 / gap) <= tol |value|, r the residual and gap the distance to the other Ritz values: near convergence an
-    eigenvalue's error is the square of its vector's, so this stops after some two thirds of the products, but its gap is an estimate,
+    eigenvalue's error is the square of its vector's, so this stops after some three quarters of the products, but its gap is an estimate,
     and two eigenvalues that are closer to each other than r look like one. No rule asks for less than the rounding of a product.
 
     From one start vector an eigenvalue of A is found once, however often A has it, unless Q closes on an invariant subspace, after
