@@ -166,8 +166,10 @@ def test_statistics_of_a_teacher_in_training_mode_do_not_move():
     averaged = AveragedModel(net(norm=True))
     assert averaged.training
     before = flat(averaged)
-    MESA(averaged, start=-1)(torch.randn(5, C), batch()[0])
+    mesa = MESA(averaged, start=-1)
+    mesa(torch.randn(5, C), batch()[0])
     assert torch.equal(flat(averaged), before)
+    assert not mesa.look(batch()[0]).requires_grad, "though its weights would take a gradient"
 
 
 def test_tied_weights_are_averaged_once():

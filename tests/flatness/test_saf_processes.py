@@ -7,6 +7,7 @@ import copy
 import os
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -79,7 +80,12 @@ def fixed(rank):
 
 
 def shared(path):
-    return lambda model: SAF(N, C, store=path, **OPTIONS)
+    def make(model):
+        if torch.distributed.is_initialized() and torch.distributed.get_rank() == 0:
+            time.sleep(0.2)  # the other one has to wait for the file
+        return SAF(N, C, store=path, **OPTIONS)
+
+    return make
 
 
 def averaged(model):
@@ -170,6 +176,7 @@ def main(folder, rank):
     found["naive"] = [str(warning.message) for warning in said if "of the rows" in str(warning.message)]
     torch.save(found, folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
+    os._exit(0)  # a thread of the group may outlive the interpreter, which then aborts
 
 
 if __name__ == "__main__":

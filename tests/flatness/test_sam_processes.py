@@ -106,3 +106,4 @@ if __name__ == "__main__":
     FOUND["overflow"] = of_a_rank_that_overflows(RANK)
     torch.save(FOUND, OUT / f"rank{RANK}.pt")
     torch.distributed.destroy_process_group()
+    os._exit(0)  # a thread of the group may outlive the interpreter, which then aborts

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from legato.errors import LegatoTypeError, LegatoValueError
-from legato.flatness.trajectory import COMPARE_EVERY, Ramp, Tally, trajectory_loss
+from legato.flatness.trajectory import COMPARE_EVERY, FEW_CLASSES, Ramp, Tally, trajectory_loss
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -19,10 +19,11 @@ def sample(rows=7, classes=5, seed=0, dtype=torch.float64):
     return tuple(2 * torch.randn(rows, classes, dtype=torch.float64, generator=generator).to(dtype) for _ in range(2))
 
 
+@pytest.mark.parametrize("classes", [2, FEW_CLASSES - 1, FEW_CLASSES, 40])
 @pytest.mark.parametrize("tau", [0.5, 1.0, 5.0])
-def test_it_is_its_definition(tau):
+def test_it_is_its_definition(tau, classes):
     """Oracle: tau^2 sum_c p (log p - log q), with exp and log written out."""
-    z, y = sample()
+    z, y = sample(classes=classes)
     p, q = ((h / tau).exp() / (h / tau).exp().sum(1, keepdim=True) for h in (y, z))
     want = tau**2 * (p * (p / q).log()).sum(1)
     torch.testing.assert_close(trajectory_loss(z, y, tau, reduction="none"), want, rtol=1e-12, atol=1e-14)
@@ -31,10 +32,11 @@ def test_it_is_its_definition(tau):
     assert (want > 0).all()
 
 
+@pytest.mark.parametrize("classes", [2, FEW_CLASSES - 1, FEW_CLASSES, 40])
 @pytest.mark.parametrize("tau", [0.5, 1.0, 5.0])
-def test_its_gradient_has_a_closed_form(tau):
+def test_its_gradient_has_a_closed_form(tau, classes):
     """Oracle: tau / B (q - p)."""
-    z, y = sample()
+    z, y = sample(classes=classes)
     z.requires_grad_()
     (got,) = torch.autograd.grad(trajectory_loss(z, y, tau), z)
     torch.testing.assert_close(
@@ -72,9 +74,10 @@ def test_what_changes_nothing(seed, tau, shift):
     assert (trajectory_loss(z, z + shift, tau, reduction="none").abs() < 1e-13).all()
 
 
+@pytest.mark.parametrize("classes", [5, 20])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_it_is_exactly_zero_where_nothing_has_moved(dtype):
-    z, _ = sample(dtype=dtype)
+def test_it_is_exactly_zero_where_nothing_has_moved(dtype, classes):
+    z, _ = sample(dtype=dtype, classes=classes)
     assert (trajectory_loss(z, z.clone(), reduction="none") == 0).all()
     assert trajectory_loss(z, z.clone()) == 0
 
@@ -94,8 +97,9 @@ def test_no_gradient_goes_to_the_past():
     assert z.grad.abs().sum() > 0
 
 
-def test_rows_without_a_record_are_zero_and_the_mean_divides_by_all():
-    z, y = sample()
+@pytest.mark.parametrize("classes", [5, 20])
+def test_rows_without_a_record_are_zero_and_the_mean_divides_by_all(classes):
+    z, y = sample(classes=classes)
     z.requires_grad_()
     valid = torch.arange(7) % 3 != 0
     y[~valid] = math.nan

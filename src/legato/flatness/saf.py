@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -213,11 +214,12 @@ class TableTerm:
         if weight == 0 or self.epoch < self.memory.lag:
             return _nothing(logits)
         past, valid = self.memory.read(rows, self.epoch, logits.device)
-        count: Tensor | int = valid.sum()
         mask: Tensor | None = valid
         if valid.device.type == "cpu":  # here it costs nothing to look
-            count = int(count)
+            count: Tensor | int = int(np.count_nonzero(valid.numpy()))
             mask = None if count == valid.shape[0] else valid
+        else:
+            count = valid.sum()
         if isinstance(count, int) and count == 0:
             loss = _nothing(logits)
         else:

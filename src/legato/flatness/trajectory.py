@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from legato import errors
 
 REDUCTIONS = ("none", "mean", "sum")
+FEW_CLASSES = 16
+"""With fewer, the softmax of rows lies idle on the CPU's vectors, and that of columns is up to five times as quick."""
 COMPARE_EVERY = 8
 """The cross-entropy beside the penalty is computed in one of this many calls."""
 LARGEST_RATIO = 3.0
@@ -47,16 +49,18 @@ def trajectory_loss(
     check_tau(tau)
     _check_shapes(logits, past, valid)
     dtype = torch.float64 if torch.float64 in (logits.dtype, past.dtype) else torch.float32
-    now, before = logits.to(dtype) / tau, past.detach().to(dtype) / tau
+    now, before, axis = logits.to(dtype) / tau, past.detach().to(dtype) / tau, 1
+    if logits.dim() == 2 and logits.shape[1] < FEW_CLASSES:
+        now, before, axis = now.t().contiguous(), before.t().contiguous(), 0
     if valid is not None:
-        before = before.masked_fill(~valid.unsqueeze(1), 0)
-    p = before.softmax(1)
-    gap = before.log_softmax(1) - now.log_softmax(1)
+        before = before.masked_fill(~valid.unsqueeze(axis), 0)
+    p = before.softmax(axis)
+    gap = before.log_softmax(axis) - now.log_softmax(axis)
     if valid is not None:
-        p = p.masked_fill(~valid.unsqueeze(1), 0)
+        p = p.masked_fill(~valid.unsqueeze(axis), 0)
     if reduction == "none":
-        return (p * gap).sum(1) * tau**2
-    rows = gap.numel() // gap.shape[1] if reduction == "mean" else 1
+        return (p * gap).sum(axis) * tau**2
+    rows = gap.numel() // gap.shape[axis] if reduction == "mean" else 1
     return (p * gap).sum() * (tau**2 / max(1, rows))
 
 
