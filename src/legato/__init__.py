@@ -46,7 +46,12 @@ if TYPE_CHECKING:
     from legato.training import fit
 
 
+_ROOMS = ("data", "flatness", "losses", "online", "stability", "training")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"legato.{name}")
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'legato' has no attribute {name!r}")

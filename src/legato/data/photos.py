@@ -44,7 +44,7 @@ class _File(NamedTuple):
 
 
 @dataclass
-class _Listed:
+class Listed:
     """What lies in the folder of one split."""
 
     files: list[_File] = field(default_factory=list)
@@ -70,13 +70,13 @@ def read_photos(folder: Path, image_size: Size | None, validation: Path | None, 
         validation, test: folders of the same form, instead of sub-folders.
     Raises: DataError for a folder without pictures, a picture that cannot be read, and sizes that differ.
     """
-    folders = _splits(folder)
+    folders = splits_of(folder)
     for word, other in (("validation", validation), ("test", test)):
         if other is not None and word in folders:
             raise errors.argument(word, expected=f"none, for {folder.name} has its own", got=other.name)
         if other is not None:
             folders[word] = other
-    found = {part: _listed(root) for part, root in folders.items()}
+    found = {part: files_in(root) for part, root in folders.items()}
     files = [file for listed in found.values() for file in listed.files]
     with ThreadPoolExecutor(THREADS) as threads:
         headers = list(threads.map(_header, files))
@@ -116,7 +116,7 @@ def shown(size: Size) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def _splits(folder: Path) -> dict[str, Path]:
+def splits_of(folder: Path) -> dict[str, Path]:
     """The folder of each split; a folder of classes is "train" alone."""
     below = {child.name: child for child in sorted(folder.iterdir()) if child.is_dir() and not _is_hidden(child.name)}
     words = [name for name in below if name.lower() in SPLITS]
@@ -133,9 +133,9 @@ def _splits(folder: Path) -> dict[str, Path]:
     return splits
 
 
-def _listed(root: Path) -> _Listed:
+def files_in(root: Path) -> Listed:
     """The pictures below each class folder, however deep, in the order of their names."""
-    listed = _Listed()
+    listed = Listed()
     for child in sorted(root.iterdir()):
         if _is_hidden(child.name):
             listed.skipped["hidden"] += 1
@@ -148,7 +148,7 @@ def _listed(root: Path) -> _Listed:
     return listed
 
 
-def _list_class(root: Path, name: str, listed: _Listed) -> None:
+def _list_class(root: Path, name: str, listed: Listed) -> None:
     before = len(listed.files)
     for folder, folders, files in os.walk(root, followlinks=True):
         listed.skipped["hidden"] += sum(map(_is_hidden, [*folders, *files]))
@@ -257,7 +257,7 @@ def _pictures_noted(headers: Sequence[_Header], mode: str, image_size: Size | No
         yield f"{deep:,} of 16 bits a value became 8"
 
 
-def _skipped_noted(found: Iterable[_Listed]) -> Iterator[str]:
+def _skipped_noted(found: Iterable[Listed]) -> Iterator[str]:
     skipped = sum((listed.skipped for listed in found), Counter[str]())  # a sum of counters leaves zeros out
     if skipped:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items()))

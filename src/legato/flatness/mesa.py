@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from legato import errors
-from legato.flatness.trajectory import Ramp, Tally, check_tau, check_whole, is_number, trajectory_loss, warn
+from legato.flatness.trajectory import (
+    Ramp,
+    Tally,
+    check_epoch,
+    check_tau,
+    check_whole,
+    is_number,
+    trajectory_loss,
+    warn,
+)
 
 LONGEST_HORIZON = 0.25
 """Share of a run above which the horizon of the average draws a warning."""
@@ -150,12 +159,7 @@ class MESA:
 
         Raises: LegatoValueError for an epoch before the present one.
         """
-        check_whole("epoch", epoch, 0)
-        if self.begun and epoch < self.epoch:
-            raise errors.argument(
-                "epoch", expected=f"epoch {self.epoch} or a later one", got=epoch,
-                fix="to go back, load a state of that epoch; to train again, make a new object",
-            )  # fmt: skip
+        check_epoch(epoch, self.epoch, self.begun)
         if epoch != self.epoch:
             self._look_back()
             self.epoch, self._tally, self.steps_before = epoch, Tally(), self.steps

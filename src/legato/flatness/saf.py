@@ -11,7 +11,16 @@ from torch import Tensor
 from legato import errors
 from legato.flatness.records import Records, check_index
 from legato.flatness.storage import Store
-from legato.flatness.trajectory import Ramp, Tally, check_logits, check_tau, check_whole, trajectory_loss, warn
+from legato.flatness.trajectory import (
+    Ramp,
+    Tally,
+    check_epoch,
+    check_logits,
+    check_tau,
+    check_whole,
+    trajectory_loss,
+    warn,
+)
 
 SMALLEST_SHARE = 0.9
 """Share of rows with a record, over an epoch in which all could have one, below which there is a warning."""
@@ -138,12 +147,7 @@ class TableTerm:
 
         Raises: LegatoValueError for an epoch before the present one.
         """
-        check_whole("epoch", epoch, 0)
-        if self.begun and epoch < self.epoch:
-            raise errors.argument(
-                "epoch", expected=f"epoch {self.epoch} or a later one", got=epoch,
-                fix="to go back, load a state of that epoch; to train again, make a new object",
-            )  # fmt: skip
+        check_epoch(epoch, self.epoch, self.begun)
         if not self.begun:
             self.since = max(self.since, epoch and epoch + 1)
         if epoch != self.epoch:

@@ -81,6 +81,19 @@ def check_whole(name: str, value: object, least: int) -> None:
         raise errors.argument(name, expected=f"a whole number >= {least}", got=value)
 
 
+def check_epoch(epoch: int, present: int, begun: bool) -> None:
+    """A whole number >= 0, and not before the present epoch of a term that has begun.
+
+    Raises: LegatoValueError.
+    """
+    check_whole("epoch", epoch, 0)
+    if begun and epoch < present:
+        raise errors.argument(
+            "epoch", expected=f"epoch {present} or a later one", got=epoch,
+            fix="to go back, load a state of that epoch; to train again, make a new object",
+        )  # fmt: skip
+
+
 def check_logits(logits: Tensor, classes: int) -> None:
     """Raises: LegatoValueError or LegatoTypeError for anything but floating point [B, classes]."""
     if not isinstance(logits, Tensor) or not logits.is_floating_point():

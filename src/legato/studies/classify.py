@@ -173,7 +173,7 @@ def trial(
     measured |= readings.scores("noisy_test", answers, task.test.seen, temperature)
     measured |= readings.recalibrated(answers, task.test.seen, logits, task.validation.seen, given)
     measured |= _under_attack(config, model, "test", task.test.inputs, task.test.true, fitted.diverged)
-    if config.sharpness_rows and not fitted.diverged:
+    if config.sharpness_rows:
         rows = slice(config.sharpness_rows)
         measured |= flatness_readings.sharpness(model, task.train.inputs[rows], task.train.seen[rows])
     measured["reliability"] = readings.reliability(answers, task.test.seen)

@@ -15,8 +15,12 @@ BALL = 0.2
 STEP = 0.05
 """Length of the one step, the usual radius of SAM."""
 EPOCH_STEPS, STEPS, PROBES = 3, 6, 10
-"""Ascent steps after an epoch and at the end, and random vectors for the trace."""
+"""Ascent steps after an epoch and at the end, and the most random vectors for the trace."""
 ROWS_AT_ONCE = 512
+BROKEN = 1e9
+"""What a model whose loss is not finite counts as in every measure."""
+
+MEASURES = ("sharpness_loss", "sharpness_one_step", "sharpness_ball", "sharpness_lambda_max", "sharpness_trace")
 
 
 def surface(model: nn.Module, inputs: Tensor, target: Tensor) -> flatness.Surface:
@@ -41,7 +45,7 @@ class Watch:
         self.past: deque[tuple[Tensor, float]] = deque(maxlen=lag)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """The readings; NaN where there is no record yet."""
+        """The readings; NaN where there is no record yet, or no finite loss."""
         with torch.no_grad():
             logits = model(self.inputs).float()
         loss = float(F.cross_entropy(logits, self.target))
@@ -51,16 +55,22 @@ class Watch:
             fall = loss_before - loss
             trajectory = float(flatness.trajectory_loss(logits, before))
         self.past.append((logits, loss))
-        ball = flatness.sam_sharpness(surface(model, self.inputs, self.target), radius=BALL, steps=EPOCH_STEPS)
-        return {"rows_loss": loss, "loss_fall": fall, "trajectory_loss": trajectory, "ball_sharpness": ball.sharpness}
+        ball = math.nan
+        if math.isfinite(loss):
+            here = surface(model, self.inputs, self.target)
+            ball = flatness.sam_sharpness(here, radius=BALL, steps=EPOCH_STEPS).sharpness
+        return {"rows_loss": loss, "loss_fall": fall, "trajectory_loss": trajectory, "ball_sharpness": ball}
 
 
 def sharpness(model: nn.Module, inputs: Tensor, target: Tensor) -> dict[str, float]:
     """The measures of a trained model, on rows with the labels that training saw."""
     here = surface(model, inputs, target)
+    loss = here.value()
+    if not math.isfinite(loss):
+        return dict.fromkeys(MEASURES, BROKEN)
     generator = torch.Generator().manual_seed(0)
     return {
-        "sharpness_loss": here.value(),
+        "sharpness_loss": loss,
         "sharpness_one_step": flatness.sam_sharpness(here, radius=STEP, steps=1).sharpness,
         "sharpness_ball": flatness.sam_sharpness(here, radius=BALL, steps=STEPS).sharpness,
         "sharpness_lambda_max": float(flatness.top_eigenvalues(here, tol=1e-3, generator=generator).values[0]),

@@ -311,7 +311,7 @@ def file_names(source: Source, count: int) -> tuple[str, ...]:
     folder = Path(source.data).expanduser()
     if not folder.is_dir() or source.classes or idx.sets_below(folder):
         return ()
-    listed = photos._listed(photos._splits(folder)["train"]).files
+    listed = photos.files_in(photos.splits_of(folder)["train"]).files
     return tuple(str(file.path.relative_to(folder)) for file in listed) if len(listed) == count else ()
 
 

@@ -154,9 +154,11 @@ def _saf(
 def _mesa(context: Context, training: Training, lam: float, tau: float, horizon: float, start: float) -> "Term":
     from legato.flatness import MESA
 
-    return MESA(
+    mesa = MESA(
         training.model, lam=lam, tau=tau, horizon_epochs=horizon, start=_start(context, start), steps_per_epoch=training.batches
     )  # fmt: skip
+    mesa.plan(context.epochs)
+    return mesa
 
 
 def _ensembling(context: Context, training: Training, lam: float, tau: float, momentum: float, start: float) -> "Term":
