@@ -50,12 +50,20 @@ def _estimate(config: CompareConfig) -> None:
 
 
 def _table(result: Result, noise: float, columns: Mapping[str, Callable[[ArmRow], str]], title: str = "") -> Table:
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     rows = result.summary.at(noise)
     shown = {name: [show(row) for row in rows] for name, show in columns.items()}
     kept = {name: cells for name, cells in shown.items() if any(cells)}
     for name in kept:
-        table.add_column(name, justify="left" if name == "objective" else "right", no_wrap=True)
+        words = name == "objective"  # only words may be broken, numbers never
+        table.add_column(name, justify="left" if words else "right", no_wrap=not words, min_width=12 if words else None)
     for cells in zip(*kept.values(), strict=True):
         table.add_row(*cells)
     return table

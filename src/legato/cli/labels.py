@@ -92,7 +92,7 @@ class Labels:
 def _tables(found: "Found") -> "list[Table]":
     from rich import box
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from legato.studies.labels import words_of
 
@@ -108,10 +108,9 @@ def _tables(found: "Found") -> "list[Table]":
     scores = found.scores()
     if not scores:
         return [suspects]
-    test = Table(
-        "measure", "average precision", "AUC", "AP of one seed", "AUC of one seed", box=box.SIMPLE_HEAD,
-        title=f"Flipped labels found; a random ranking has {found.flipped.mean():.3f} and 0.5",
-    )  # fmt: skip
+    numbers = (Column(name, no_wrap=True) for name in ("AP", "AUC", "AP of one seed", "AUC of one seed"))
+    title = f"Flipped labels found: average precision and area under the curve; a random ranking has {found.flipped.mean():.3f} and 0.5"
+    test = Table("measure", *numbers, box=box.SIMPLE_HEAD, title=title, pad_edge=False, padding=(0, 1, 0, 0))
     for score in scores:
         ones = (score.precision_of_one.text(), score.auc_of_one.text())
         test.add_row(score.measure, f"{score.precision:.3f}", f"{score.auc:.3f}", *ones)

@@ -107,9 +107,16 @@ def _table(found: "Report") -> "Table":
     from legato.studies.sharpness_page import COLUMNS, cells
 
     title = f"{found.title}: loss {found.loss:.4g}, gradient norm {found.gradient_norm:.3g}, {found.rows} rows, {found.settings.mode} mode"
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name in ("measure", "what", "of") else "right")
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    shown = [
+        place for place, name in enumerate(COLUMNS) if name != "passes"
+    ]  # the page has them, a terminal has no room
+    for name in (COLUMNS[place] for place in shown):
+        words = name in ("measure", "what")  # only words may be broken, numbers never
+        table.add_column(name, justify="left" if words or name == "of" else "right", no_wrap=not words, overflow="fold")
     for reading in found.readings:
-        table.add_row(*cells(reading))
+        told = cells(reading)
+        table.add_row(*(told[place] for place in shown))
     return table
