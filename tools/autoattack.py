@@ -28,7 +28,7 @@ ARMS = ("pgd-at", "trades:beta=3", "trades:beta=9", "smooth-adversarial:tau=0.5,
 def main(rows: int) -> None:
     """Print the table."""
     job = compare.make_job(study.STUDIES["adversarial"].parts[PART].config)
-    rates = {arm: rate for _, arm, rate in study.tuned("adversarial", PART)}
+    rates = {arm: rate for _, arm, rate in study.tuned("adversarial", PART, study.STUDIES["adversarial"].parts[PART])}
     table = Table("objective", "rate", "accuracy %", "our worst case %", "AutoAttack %")
     for start in ARMS:
         arm = next(name for name in rates if name.startswith(start))

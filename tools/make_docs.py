@@ -16,7 +16,7 @@ Every claim stands in `studies/claims.toml`, with its metric and the smallest di
 run. A confirming run tunes nothing: it takes learning rates that were chosen on other seeds by validation data and committed, trains on
 fresh seeds, and reads the test set for the first time. A verdict is *shows* when the interval, corrected by Holm over all tested claims
 of the study, lies above that difference; *does not show* when it lies under it; else *undecided*. A point is a hundredth: of an accuracy, of a
-calibration error, of a rank correlation, of a nat, or of the logarithm of a sharpness.
+calibration error, of a rank correlation, of a nat, of a decade, or of the logarithm of a sharpness.
 
 The tables are drawn from the packed results in `docs/evidence` by `python tools/make_docs.py`, and a test sees that they are current.
 """
@@ -29,7 +29,7 @@ def evidence() -> str:
 
 def _section(path: Path) -> str:
     name = path.name.partition(".")[0]
-    _, judged = study.judge(path)
+    judged = study.judge(path)
     spec, about = STUDIES[name], open_results(path).read_environment()
     rows = "\n".join(_row(claim) for claim in judged)
     return f"""
@@ -88,8 +88,11 @@ def _bench_section(path: Path) -> str:
 
 def _bench_row(row: dict) -> str:
     ratio, same = row["timing"]["ratio"], row["timing"]["same"]
-    bars = [f"{row[key]:g} {what}" for key, what in (("bar", "time"), ("memory_bar", "memory")) if row[key] is not None]
+    asked = (("bar", "time"), ("memory_bar", "memory"), ("rate_bar", "a second"))
+    bars = [f"{row[key]:g} {what}" for key, what in asked if row.get(key) is not None]
     bar = f"{', '.join(bars)}: {'met' if row['met'] else 'missed'}" if bars else ""
+    if row.get("rate_bar"):
+        bar += f", with {1000 * row['work'] / row['timing']['milliseconds']:,.0f} a second"
     return (
         f"| {row['part']} | {row['peer']} | {' x '.join(map(str, row['shape']))} | {ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}] "
         f"| {same['median']:.2f} | {row['peak_mib']:.0f} of {row['peer_peak_mib']:.0f} MiB | {bar} |"

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from legato.errors import DataError, LegatoValueError
+from legato.errors import DataError, DataNotFoundError, LegatoValueError
 from legato.online.mdp import best_policy, policy_values
-from legato.online.readers import cost_problem, from_arrays, from_gymnasium, read_costs, read_problem
+from legato.online.readers import cost_problem, from_arrays, from_gymnasium, read_costs, read_model, read_problem
 
 BATTERY = """
 name = "battery"
@@ -103,12 +103,72 @@ def test_costs_with_and_without_a_header(tmp_path):
             "states: expected different names",
         ),
         ("[base]", "[base", "battery.toml: not TOML"),
+        ("[amount]", "[amount]\nhodl = 1", "amount, action: .* got 'hodl'. Did you mean 'hold'"),
+        ("charge = 0.5", "chargee = 0.5", "base, action: .* Did you mean 'charge'"),
+        ("charge = 0.5", "charge = true", "base, charge: expected a number, or 3 of them, one a state; got True"),
+        ("charge = 0.5", f"charge = 1{'0' * 400}", "base, charge: expected a number"),
+        ("charge = 0.5", "charge = nan", "base, charge: expected a number"),
+        ('start = "empty"', 'start = "empty"\ncost = "prize * amount"', "cost, name: .* Did you mean 'price'"),
+        ('start = "empty"', "cost = 3", "cost: expected a formula in quotes; got 3"),
+        ('start = "empty"', "level = [1, 2]", "level: expected a number, or 3 of them"),
+        ('start = "empty"', 'range = ["a", 9]', "range: expected"),
+        ('start = "empty"', "start = true", "start: expected one of"),
+        ('["empty", "half", "full"]\nactions', "true\nactions", "states: expected different names"),
+        (
+            '["empty", "half", "full"]\nactions',
+            '"abc"\nactions',
+            "states: expected different names, or a number >= 1; got 'abc'",
+        ),
+        ('["empty", "half", "full"]\nactions', "10000\nactions", "at most 67,108,864 transitions, .* got 600,000,000"),
+        ('["empty", "half", "full"]\nactions', "1000000000000\nactions", "states: expected at most"),
+        (
+            'start = "empty"',
+            'cost = "price * amount * 1e300 * 1e9"',
+            "cost: expected a finite cost",
+        ),
     ],
 )
 def test_a_bad_machine_is_named(tmp_path, old, new, message):
     assert old in BATTERY
     with pytest.raises(DataError, match=message):
         read_problem(*files(tmp_path, model=BATTERY.replace(old, new, 1)))
+
+
+def test_a_formula_over_levels_is_the_mean_over_where_a_step_leads():
+    """Two states at levels 0 and 10; charging works three times of four. |change| costs 0.1 each, on top of the price of what is gained."""
+    model = {
+        "states": ["low", "high"], "actions": ["charge", "rest"], "level": [0, 10], "start": 0,
+        "transitions": {"charge": [[0.25, 0.75], "high"], "rest": ["low", "high"]},
+        "base": {"rest": 2}, "cost": "price * max(change, 0) + 0.1 * abs(change) + base - level / 5",
+    }  # fmt: skip
+    problem = cost_problem(np.array([[3.0]]), model)
+    np.testing.assert_allclose(problem.amount[0], [[7.5, 0], [0, 0]])
+    np.testing.assert_allclose(problem.base[0], [[0.75, 2], [-2, 0]])
+    loss = problem.adversary.losses(0)[0, 0, 0]
+    assert float(problem.money(loss, 1)) == pytest.approx(3 * 7.5 + 0.75)
+
+
+def test_a_number_is_no_table():
+    with pytest.raises(DataError, match="model, amount: expected a table with a; got 3"):
+        cost_problem(np.zeros((1, 1)), {**_plain(), "amount": 3})
+
+
+def test_without_a_level_the_place_of_a_state_is_its_level():
+    model = {**_plain(), "states": 3, "transitions": {"a": [1, 2, 2]}, "cost": "change + 10 * level"}
+    np.testing.assert_array_equal(cost_problem(np.zeros((1, 1)), model).base[0, :, 0], [1, 11, 20])
+
+
+def test_a_file_that_is_none(tmp_path):
+    with pytest.raises(DataNotFoundError, match=r"file: expected one that exists; got .*no.csv"):
+        read_costs(tmp_path / "no.csv")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_model(tmp_path)
+    (tmp_path / "latin.csv").write_bytes(b"1,2\n\xff,3\n")
+    with pytest.raises(DataError, match=r"latin\.csv: expected text in UTF-8; got byte 4"):
+        read_costs(tmp_path / "latin.csv")
+    (tmp_path / "long.csv").write_text("1" * 200_000)
+    with pytest.raises(DataError, match=r"long\.csv: not a CSV file"):
+        read_costs(tmp_path / "long.csv")
 
 
 def environment():

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from io import StringIO
@@ -119,6 +119,18 @@ def test_a_learning_rate_that_explodes_stops_the_run() -> None:
     fitted = fit(optimizer=partial(torch.optim.SGD, lr=1e20), epochs=50)
     assert "not finite" in (fitted.diverged or "")
     assert len(fitted.history) < 50
+
+
+def test_words_of_stop_end_the_run_after_that_epoch() -> None:
+    seen: list[int] = []
+
+    def stop(history: Sequence[dict[str, Any]]) -> str | None:
+        seen.append(len(history))
+        return "enough" if len(history) == 2 else None
+
+    fitted = fit(epochs=5, stop=stop)
+    assert (fitted.diverged, len(fitted.history), seen) == ("enough", 2, [1, 2])
+    assert fit(epochs=3, stop=lambda history: None).diverged is None
 
 
 def test_the_average_is_that_of_its_formula() -> None:

@@ -55,6 +55,15 @@ def test_cosine_with_warmup_and_floor(warmup: float, floor: float) -> None:
     check(partial(cosine, warmup=warmup, floor=floor), steps, factor)
 
 
+@pytest.mark.parametrize(("lowest", "floor"), [(0.1, 0.05), (5.0, 1.0)])
+def test_the_lowest_rate_is_absolute(lowest: float, floor: float) -> None:
+    """Of the highest group, whose peak is 2; all groups share the factor, and a peak below the lowest rate stays."""
+    for found, want in zip(
+        rates(partial(cosine, lowest=lowest), 7), rates(partial(cosine, floor=floor), 7), strict=True
+    ):
+        assert found == pytest.approx(want, rel=1e-12)
+
+
 def test_warmup_is_a_straight_line_to_the_peak() -> None:
     seen = [first for first, _ in rates(partial(cosine, warmup=0.25), 20)]
     assert seen[:6] == pytest.approx([0.5 * k / 6 for k in range(1, 7)])
@@ -81,6 +90,7 @@ def test_one_cycle_rises_from_a_25th_and_falls_to_a_250000th(warmup: float) -> N
         (partial(cosine, warmup=1.0), "warmup: expected a share"),
         (partial(cosine, warmup=-0.1), "warmup: expected a share"),
         (partial(cosine, floor=1.5), "floor: expected a factor"),
+        (partial(cosine, lowest=-1e-5), "lowest: expected a learning rate"),
         (partial(one_cycle, warmup=0.0), "warmup: expected a share"),
         (partial(one_cycle, warmup=1.0), "warmup: expected a share"),
     ],

@@ -3,12 +3,18 @@
 from pathlib import Path
 
 from legato import errors
-from legato.bench import flatness, losses
+from legato.bench import flatness, losses, online, smooth, stability
 from legato.bench.case import Case
 from legato.bench.row import Row, as_json
 
 __all__ = ["ROOMS", "Case", "Row", "as_json", "cases"]
-ROOMS = {"losses": losses.cases, "flatness": flatness.cases}
+ROOMS = {
+    "losses": losses.cases,
+    "flatness": flatness.cases,
+    "online": online.cases,
+    "stability": stability.cases,
+    "smooth": smooth.cases,
+}
 
 
 def cases(room: str, official: Path | None = None) -> list[Case]:

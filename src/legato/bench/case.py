@@ -22,6 +22,12 @@ class Case:
     """The largest ratio of times that we ask for."""
     memory_bar: float | None = None
     """The largest ratio of memory peaks that we ask for."""
+    work: int = 1
+    """How many things a step does, such as episodes."""
+    rate_bar: float | None = None
+    """The smallest number of such things a second that we ask for."""
+    peak: Callable[[Step], int] = peak_bytes
+    """Counts the memory of a step."""
 
     def measure(self, seconds: float) -> Row:
         """Time and memory of both; takes longer than `seconds` where a step is so slow that the least number of pairs does."""
@@ -32,8 +38,10 @@ class Case:
             peer=self.peer,
             shape=self.shape,
             timing=compare(ours, other, seconds=seconds),
-            peak_mib=peak_bytes(ours) / MIB,
-            peer_peak_mib=peak_bytes(other) / MIB,
+            peak_mib=self.peak(ours) / MIB,
+            peer_peak_mib=self.peak(other) / MIB,
             bar=self.bar,
             memory_bar=self.memory_bar,
+            work=self.work,
+            rate_bar=self.rate_bar,
         )

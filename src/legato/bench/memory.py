@@ -1,5 +1,6 @@
-"""How much memory one step takes at its peak, as torch's CPU allocator counts it."""
+"""How much memory one step takes at its peak, as torch's CPU allocator or, for numpy, Python counts it."""
 
+import tracemalloc
 from collections.abc import Callable
 
 from torch.profiler import ProfilerActivity, profile
@@ -20,3 +21,15 @@ def peak_bytes(step: Callable[[], object]) -> int:
         live += change
         peak = max(peak, live)
     return peak
+
+
+def traced_peak_bytes(step: Callable[[], object]) -> int:
+    """The same for a step of numpy, whose arrays Python traces; torch's tensors it does not see."""
+    step()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        step()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()

@@ -21,7 +21,7 @@ class Row:
     peer: str
     """What it was measured against."""
     shape: tuple[int, ...]
-    """Of the logits."""
+    """Of the logits, or of what the part says."""
     timing: Timing
     """Time of ours, of the peer, and their ratio."""
     peak_mib: float
@@ -32,14 +32,24 @@ class Row:
     """The largest ratio of times that we ask for, if we ask for one."""
     memory_bar: float | None = None
     """The largest ratio of memory peaks that we ask for, if we ask for one."""
+    work: int = 1
+    """How many things a call does, such as episodes."""
+    rate_bar: float | None = None
+    """The smallest number of them a second that we ask for, if we ask for one."""
+
+    @property
+    def per_second(self) -> float:
+        """How many of these things ours does in a second."""
+        return 1000 * self.work / self.timing.milliseconds
 
     @property
     def met(self) -> bool | None:
-        """Whether the interval of the time ratio begins at or below its bar, and memory is within its own; None without a bar."""
-        if self.bar is None and self.memory_bar is None:
+        """Whether the interval of the time ratio begins at or below its bar, and memory and rate are within theirs; None without a bar."""
+        if self.bar is None and self.memory_bar is None and self.rate_bar is None:
             return None
         in_time = self.bar is None or self.timing.ratio.low <= self.bar
-        return in_time and (self.memory_bar is None or self.peak_mib <= self.memory_bar * self.peer_peak_mib)
+        in_memory = self.memory_bar is None or self.peak_mib <= self.memory_bar * self.peer_peak_mib
+        return in_time and in_memory and (self.rate_bar is None or self.per_second >= self.rate_bar)
 
 
 def as_json(rows: list[Row]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,7 @@ class Timing:
 
 
 def compare(ours: Step, peer: Step, *, seconds: float, pairs: int = 500, least: int = 6) -> Timing:
-    """Time `ours` against `peer` on one thread by the CPU time of this process.
+    """Time `ours` against `peer` on one thread by the CPU time of this process and of those that it starts.
 
     Each block runs peer, ours, peer', peer', ours, peer: a drift of the machine that is linear in time adds equally to all three.
     The ratio of a block is that of its sums; medians and bootstrap are over blocks. The first block warms up and is left out.
@@ -80,9 +80,19 @@ def _block(ours: Step, peer: Step) -> tuple[float, float, float]:
 
 
 def _seconds(step: Step) -> float:
-    start = time.process_time()
+    start, children = time.process_time(), _of_children()
     step()
-    return time.process_time() - start
+    return time.process_time() - start + (_of_children() - children)
+
+
+def _of_children() -> float:
+    """CPU seconds of the processes that this one has started and waited for; 0 where the system does not count them."""
+    with suppress(ImportError):
+        from resource import RUSAGE_CHILDREN, getrusage
+
+        used = getrusage(RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+    return 0.0
 
 
 @contextmanager

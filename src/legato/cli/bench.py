@@ -14,7 +14,7 @@ def bench(room: str, *, seconds: float = 120.0, official: Path | None = None, ou
     """Measure, print a table for each part, and write the figures as JSON if `out` is given.
 
     Args:
-        room: what to measure: `losses` or `flatness`.
+        room: what to measure: `losses`, `flatness`, `online`, `stability` or `smooth`.
         seconds: for timing, shared equally; a slow case takes longer, since it needs its least number of pairs.
         official: the authors' `losses.py` of EnsLoss, to be timed too.
         out: a JSON file, written anew after each case, so that a run that is stopped keeps what it measured.
@@ -65,5 +65,7 @@ def _table(title: str, rows: "Sequence[Row]") -> Any:
 
 
 def _bar(row: "Row") -> str:
-    asked = [f"{bar:g}{unit}" for bar, unit in ((row.bar, ""), (row.memory_bar, " MiB")) if bar is not None]
-    return f"{', '.join(asked)} {'met' if row.met else 'missed'}" if asked else ""
+    bars = ((row.bar, ""), (row.memory_bar, " MiB"), (row.rate_bar, "/s"))
+    asked = [f"{bar:g}{unit}" for bar, unit in bars if bar is not None]
+    done = f", {row.per_second:,.0f}/s" if row.rate_bar else ""
+    return f"{', '.join(asked)} {'met' if row.met else 'missed'}{done}" if asked else ""

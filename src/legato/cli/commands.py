@@ -8,8 +8,14 @@ from typing import Annotated, Any
 import tyro
 
 from legato.cli.guarantee import Guarantee
+from legato.cli.istd import Istd
 from legato.cli.labels import Labels
+from legato.cli.morph import Morph
+from legato.cli.online import Online
 from legato.cli.sharpness import Sharpness
+from legato.cli.smooth import Smooth
+from legato.cli.stability import Stability
+from legato.cli.train_diffusion import TrainDiffusion
 from legato.studies.config import CompareConfig
 
 
@@ -72,7 +78,7 @@ class Study:
     """
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
-    """adversarial, comp-sum, ensloss or saf."""
+    """adversarial, comp-sum, ensloss, online, proxies, saf, selector or smooth-diffusion."""
     smoke: bool = False
     """Seconds: does everything run? No verdict."""
     confirm: bool = False
@@ -96,7 +102,7 @@ class Bench:
     """Time and memory of a room against the peers that you would use instead."""
 
     room: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ROOM")] = "losses"
-    """losses or flatness."""
+    """losses, flatness, online, stability or smooth."""
     seconds: Annotated[float, tyro.conf.arg(metavar="N")] = 300.0
     """About how long to measure."""
     official: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -116,6 +122,12 @@ TABLE: Mapping[str, Callable[..., Any]] = {
     "guarantee": Guarantee,
     "sharpness": Sharpness,
     "labels": Labels,
+    "online": Online,
+    "stability": Stability,
+    "train-diffusion": TrainDiffusion,
+    "istd": Istd,
+    "morph": Morph,
+    "smooth": Smooth,
     "study": Study,
     "bench": Bench,
     "page": Page,

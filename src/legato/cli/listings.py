@@ -5,7 +5,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 OWN = """Your own data: a .csv or .parquet file with --target COLUMN; an .npz file with x and y; a folder of
-pictures with one sub-folder a class; or a folder of IDX files, as MNIST and its relatives come in."""
+pictures with one sub-folder a class; or a folder of IDX files, as MNIST and its relatives come in.
+For --task language: python, perl-doc, python-doc, anarchism, gcide, or any text file or folder."""
 
 
 def data(data_dir: str | None = None) -> None:
@@ -42,10 +43,10 @@ def data(data_dir: str | None = None) -> None:
 
 def objectives() -> None:
     """The table of objectives; parts are joined by +, parameters set as name:key=value."""
-    from legato.studies.methods import LOSSES, METHODS
+    from legato.studies.methods import METHODS, MODIFIERS
 
     table = Table(Column("name", no_wrap=True), Column("parameters", no_wrap=True), "what it is", box=box.SIMPLE_HEAD)
     for name, method in METHODS.items():
         shown = ", ".join(f"{key}={p.default:g}" for key, p in method.parameters.items())
-        table.add_row(name if name in LOSSES else f"+{name}", shown, method.summary)
+        table.add_row(f"+{name}" if name in MODIFIERS else name, shown, method.summary)
     Console().print(table)

@@ -8,7 +8,7 @@ from rich.table import Column, Table
 
 from legato import errors
 from legato.studies import study
-from legato.studies.study import Form
+from legato.studies.spec import Form
 
 
 def run(name: str, smoke: bool, confirm: bool, workers: int | None, out: Path | None, pack: bool) -> None:

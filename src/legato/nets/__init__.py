@@ -4,12 +4,13 @@ from torch import nn
 
 from legato import errors
 from legato.nets.convnet import convnet
+from legato.nets.denoiser import MLPDenoiser
 from legato.nets.mlp import mlp
 from legato.nets.own import Factory, own
 from legato.nets.resnet import resnet
 from legato.nets.standardise import Standardise
 
-__all__ = ["Standardise", "build", "convnet", "mlp", "resnet"]
+__all__ = ["MLPDenoiser", "Standardise", "build", "convnet", "mlp", "resnet"]
 NAMED: dict[str, Factory] = {"mlp": mlp, "convnet": convnet, "resnet": resnet}
 
 

@@ -14,6 +14,13 @@ from numpy.typing import ArrayLike
 from legato import errors
 from legato.online.adversaries import Replay
 from legato.online.mdp import Array, LinearMDP
+from legato.online.rules import parse_rule
+
+LARGEST = 1 << 26
+"""Numbers in the table of transitions of a state machine, 512 MB."""
+KEYS = ("name", "states", "actions", "start", "transitions", "level", "amount", "base", "cost", "range")
+HUGE = 1e300
+PLAIN_COST = "base + price * amount"
 
 
 def from_arrays(
@@ -99,7 +106,7 @@ def from_gymnasium(env: Any, horizon: int, *, name: str | None = None) -> tuple[
 
 @dataclass(frozen=True, eq=False)
 class CostProblem:
-    """A state machine whose steps cost base + price * amount, and the prices of many episodes."""
+    """A state machine whose steps cost base + price * amount, on average over where they lead, and the prices of many episodes."""
 
     mdp: LinearMDP
     amount: Array
@@ -129,20 +136,23 @@ class CostProblem:
 def read_problem(costs: str | Path, model: str | Path) -> CostProblem:
     """A file of costs and a state machine, see docs/methods/online-mdp.md for both.
 
-    Raises: DataError that names the file and the place where it is wrong.
+    Raises: DataNotFoundError for a file that is not there; DataError that names the file and the place where it is wrong.
     """
     prices = read_costs(costs)
-    return cost_problem(prices, _toml(model), source=Path(model).name)
+    return cost_problem(prices, read_model(model), source=Path(model).name)
 
 
 def read_costs(path: str | Path) -> Array:
     """[K, H] numbers from a CSV file: a row an episode, a column a step. A first row that holds no number is a header.
 
-    Raises: DataError that names the first row and column without a finite number, or the first row of another length.
+    Raises: DataNotFoundError for a file that is not there; DataError that names the first row and column without a finite number, or
+        the first row of another length.
     """
     name = Path(path).name
-    with Path(path).open(newline="", encoding="utf-8-sig") as file:
-        rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]
+    try:
+        rows = [(at, row) for at, row in enumerate(csv.reader(_text(path).splitlines()), 1) if row]
+    except csv.Error as problem:
+        raise errors.DataError(f"{name}: not a CSV file: {problem}.") from problem
     if rows and not any(_number(cell) is not None for cell in rows[0][1]):
         rows = rows[1:]
     if not rows:
@@ -155,10 +165,34 @@ def read_costs(path: str | Path) -> Array:
         if None in values:
             column = values.index(None)
             raise errors.DataError(
-                f"{name}, row {number}, column {column + 1}: expected a finite number; got {row[column]!r}."
+                f"{name}, row {number}, column {column + 1}: expected a finite number; got {row[column]!r}. "
+                "Fix: a column for each step of an episode and none besides; fill gaps beforehand."
             )
         out.append(values)
     return np.array(out, dtype=np.float64)
+
+
+def read_model(path: str | Path) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises: DataNotFoundError for a file that is not there, DataError for one that is not TOML.
+    """
+    try:
+        return tomllib.loads(_text(path))
+    except (tomllib.TOMLDecodeError, RecursionError) as problem:
+        raise errors.DataError(f"{Path(path).name}: not TOML: {problem}.") from problem
+
+
+def _text(path: str | Path) -> str:
+    file = Path(path)
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as problem:
+        raise errors.DataNotFoundError(errors.message("file", expected="one that exists", got=str(path))) from problem
+    except UnicodeDecodeError as problem:
+        raise errors.DataError(errors.message(file.name, expected="text in UTF-8", got=f"byte {problem.start} that is none")) from problem  # fmt: skip
+    except OSError as problem:
+        raise errors.DataError(f"{file.name}: cannot be read ({problem.strerror}).") from problem
 
 
 def _number(cell: str) -> float | None:
@@ -169,29 +203,40 @@ def _number(cell: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _toml(path: str | Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as problem:
-        raise errors.DataError(f"{Path(path).name}: not TOML: {problem}.") from problem
-
-
 def cost_problem(prices: Array, model: Mapping[str, Any], *, source: str = "model") -> CostProblem:
     """Put prices [K, H] and a state machine together; `source` is what messages call the machine.
 
     model holds `states` and `actions` (names, or how many), `start` (a state, or its chances), `transitions` (for each action the next
     state of each state, or its chances), `amount` (for each action a number, or one for each state), and may hold `base` like amount,
-    `range` = [low, high] of the cost of a step, and `name`.
+    `range` = [low, high] of the cost of a step, and `name`. Instead of base + price * amount, `cost` may be a formula of `price`,
+    `amount`, `base`, `level` (a number for each state; where it is left out, its place in `states`) and `change` (level after less level
+    before): see `legato.online.rules`.
 
     Raises: DataError that names the key that is missing, unknown or wrong.
     """
-    known = {"name", "states", "actions", "start", "transitions", "amount", "base", "range"}
     for key in model:
-        if key not in known:
-            raise errors.DataError(str(errors.choice(f"{source}, key", key, known)))
+        if key not in KEYS:
+            raise errors.DataError(str(errors.choice(f"{source}, key", key, KEYS)))
     states, actions = _names(model, "states", source), _names(model, "actions", source)
+    horizon = prices.shape[1]
+    if (size := horizon * len(states) ** 2 * len(actions)) > LARGEST:
+        raise errors.DataError(
+            errors.message(source, expected=f"at most {LARGEST:,} transitions, steps x states x actions x states", got=f"{size:,}")
+        )  # fmt: skip
+    moves = _moves(model, states, actions, source)
+    base, amount = _costs(model, states, actions, moves, source)
+    shape = (horizon, *amount.shape)
+    base, amount = np.array(np.broadcast_to(base, shape)), np.array(np.broadcast_to(amount, shape))
+    low, high = _range(model.get("range"), prices, amount, base, source)
+    start = _chances(model.get("start", 0), states, f"{source}, start")
+    mdp = from_arrays(moves, initial=start, horizon=horizon, name=str(model.get("name", source)))
+    return CostProblem(mdp, amount, base, prices, low, high, states, actions)
+
+
+def _moves(model: Mapping[str, Any], states: tuple[str, ...], actions: tuple[str, ...], source: str) -> Array:
+    """[S, A, S], the chances of the next states."""
     moves = np.zeros((len(states), len(actions), len(states)))
-    table = _entry(model, "transitions", source)
+    table = _table(_entry(model, "transitions", source), actions, f"{source}, transitions")
     for a, action in enumerate(actions):
         row = _entry(table, action, f"{source}, transitions")
         if not isinstance(row, list) or len(row) != len(states):
@@ -200,14 +245,24 @@ def cost_problem(prices: Array, model: Mapping[str, Any], *, source: str = "mode
             )
         for s, entry in enumerate(row):
             moves[s, a] = _chances(entry, states, f"{source}, transitions, {action}, {states[s]}")
-    horizon = prices.shape[1]
-    shape = (horizon, len(states), len(actions))
-    amount = np.broadcast_to(_amounts(_entry(model, "amount", source), states, actions, f"{source}, amount"), shape)
-    base = np.broadcast_to(_amounts(model.get("base", {}), states, actions, f"{source}, base", missing=0.0), shape)
-    low, high = _range(model.get("range"), prices, amount, base, source)
-    start = _chances(model.get("start", 0), states, f"{source}, start")
-    mdp = from_arrays(moves, initial=start, horizon=horizon, name=str(model.get("name", source)))
-    return CostProblem(mdp, np.array(amount), np.array(base), prices, low, high, states, actions)
+    return moves
+
+
+def _costs(
+    model: Mapping[str, Any], states: tuple[str, ...], actions: tuple[str, ...], moves: Array, source: str
+) -> tuple[Array, Array]:
+    """base and amount of each state and action [S, A]: means over the next states of what the formula says."""
+    rule = model.get("cost", PLAIN_COST)
+    if not isinstance(rule, str):
+        raise errors.DataError(errors.message(f"{source}, cost", expected="a formula in quotes", got=repr(rule)))
+    level = _numbers(model.get("level", list(range(len(states)))), len(states), f"{source}, level")
+    names = {"level": level[:, None, None], "change": (level - level[:, None])[:, None]}
+    amount = _entry(model, "amount", source) if rule == PLAIN_COST else model.get("amount", {})
+    missing = None if rule == PLAIN_COST else 0.0
+    names["amount"] = _amounts(amount, states, actions, f"{source}, amount", missing=missing)[..., None]
+    names["base"] = _amounts(model.get("base", {}), states, actions, f"{source}, base", missing=0.0)[..., None]
+    base, slope = parse_rule(rule, names, f"{source}, cost")
+    return (base * moves).sum(-1), (slope * moves).sum(-1)
 
 
 def _entry(table: Mapping[str, Any], key: str, where: str) -> Any:
@@ -216,9 +271,22 @@ def _entry(table: Mapping[str, Any], key: str, where: str) -> Any:
     return table[key]
 
 
+def _table(value: Any, actions: Sequence[str], where: str) -> Mapping[str, Any]:
+    """A table whose keys are actions."""
+    if not isinstance(value, Mapping):
+        raise errors.DataError(f"{where}: expected a table with {', '.join(actions)}; got {value!r}.")
+    for key in value:
+        if key not in actions:
+            raise errors.DataError(str(errors.choice(f"{where}, action", key, actions)))
+    return value
+
+
 def _names(model: Mapping[str, Any], key: str, source: str) -> tuple[str, ...]:
     value = _entry(model, key, source)
-    names = tuple(str(i) for i in (range(value) if isinstance(value, int) else value))
+    counted = isinstance(value, int) and not isinstance(value, bool)
+    if counted and value > LARGEST:
+        raise errors.DataError(errors.message(f"{source}, {key}", expected=f"at most {LARGEST:,}", got=f"{value:,}"))
+    names = tuple(map(str, range(value) if counted else value if isinstance(value, list) else ()))
     if not names or len(set(names)) != len(names):
         raise errors.DataError(f"{source}, {key}: expected different names, or a number >= 1; got {value!r}.")
     return names
@@ -230,7 +298,7 @@ def _chances(entry: Any, states: tuple[str, ...], where: str) -> Array:
         return np.asarray(np.eye(len(states))[states.index(entry)])
     if isinstance(entry, int) and not isinstance(entry, bool) and 0 <= entry < len(states):
         return np.asarray(np.eye(len(states))[entry])
-    if isinstance(entry, list) and len(entry) == len(states) and all(isinstance(i, (int, float)) for i in entry):
+    if isinstance(entry, list) and len(entry) == len(states) and all(map(_is_number, entry)):
         chances = np.array(entry, dtype=np.float64)
         if abs(chances.sum() - 1) <= 1e-8 and (chances >= 0).all():
             return chances
@@ -239,19 +307,27 @@ def _chances(entry: Any, states: tuple[str, ...], where: str) -> Array:
     )
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < HUGE  # false for NaN
+
+
+def _numbers(value: Any, count: int, where: str) -> Array:
+    """A number, or one for each state."""
+    column = value if isinstance(value, list) else [value] * count
+    if len(column) != count or not all(map(_is_number, column)):
+        raise errors.DataError(f"{where}: expected a number, or {count} of them, one a state; got {value!r}.")
+    return np.array(column, dtype=np.float64)
+
+
 def _amounts(
-    table: Mapping[str, Any], states: Sequence[str], actions: Sequence[str], where: str, *, missing: float | None = None
+    value: Any, states: Sequence[str], actions: Sequence[str], where: str, *, missing: float | None = None
 ) -> Array:
-    out = np.zeros((len(states), len(actions)))
-    for a, action in enumerate(actions):
-        value = _entry(table, action, where) if missing is None else table.get(action, missing)
-        column = value if isinstance(value, list) else [value] * len(states)
-        if len(column) != len(states) or not all(isinstance(i, (int, float)) and math.isfinite(i) for i in column):
-            raise errors.DataError(
-                f"{where}, {action}: expected a number, or {len(states)} of them, one a state; got {value!r}."
-            )
-        out[:, a] = column
-    return out
+    """[S, A] from a table with a number, or one for each state, for each action."""
+    table = _table(value, actions, where)
+    entries = [_entry(table, a, where) if missing is None else table.get(a, missing) for a in actions]
+    return np.stack(
+        [_numbers(entry, len(states), f"{where}, {a}") for a, entry in zip(actions, entries, strict=True)], 1
+    )
 
 
 def _range(given: Any, prices: Array, amount: Array, base: Array, source: str) -> tuple[float, float]:
@@ -259,11 +335,14 @@ def _range(given: Any, prices: Array, amount: Array, base: Array, source: str) -
     tops, bottoms = prices.max(0)[:, None, None], prices.min(0)[:, None, None]
     ends = np.stack([base + tops * amount, base + bottoms * amount])
     low, high = float(ends.min()), float(ends.max())
+    if not math.isfinite(high - low):
+        raise errors.DataError(errors.message(f"{source}, cost", expected="costs whose range is finite", got=f"{low:g} to {high:g}"))  # fmt: skip
     if given is None:
         return (low, high) if high > low else (low, low + 1.0)
     if not (
-        isinstance(given, list) and len(given) == 2 and given[0] <= low and high <= given[1] and given[0] < given[1]
-    ):
+        isinstance(given, list) and len(given) == 2 and all(map(_is_number, given))
+        and given[0] <= low and high <= given[1] and given[0] < given[1]
+    ):  # fmt: skip
         raise errors.DataError(
             f"{source}, range: expected [low, high] with all costs, {low:g} to {high:g}, between them; got {given!r}."
         )

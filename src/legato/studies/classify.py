@@ -18,7 +18,7 @@ from legato import data, errors, metrics, nets, training
 from legato.lab.trial import Outcome
 from legato.studies import flatness_readings, objectives, readings
 from legato.studies.methods import Context, Training
-from legato.studies.prepared import Source, Task, prepare
+from legato.studies.prepared import Labelled, Source, Task, prepare
 
 Factory: TypeAlias = Callable[[tuple[int, ...], int], nn.Module]
 """(input_shape, num_classes) -> model."""
@@ -26,6 +26,9 @@ CURVES = (
     "train_loss", "validation_error", "test_error", "rows_loss", "loss_fall", "trajectory_loss", "ball_sharpness",
 )  # fmt: skip
 """What is kept of each epoch, where it was read."""
+CHOSEN = "steps with "
+"""Before the name of a member of `select`: the curve of how many steps it has been trained with."""
+HELD_OUT_SEED = 5_000_011
 ATTACK_STEPS = {"validation": 10, "test": 20}
 """Steps of the attacks that measure; the harder ones are kept for the test."""
 
@@ -96,19 +99,47 @@ def context(config: TrialConfig) -> Context:
 def new_objective(config: TrialConfig, task: Task, model: nn.Module) -> training.Objective:
     """What is minimised, made for this model and these training rows."""
     index = task.train.index
-    told = Training(model, int(index.max()) + 1, task.num_classes, -(-len(index) // config.batch_size))
+    rows, held_out = hold_out(config, task)
+    told = Training(
+        model, int(index.max()) + 1, task.num_classes, -(-len(rows.index) // config.batch_size),
+        None if held_out is None else (held_out.inputs, held_out.seen),
+    )  # fmt: skip
     return objectives.parse(config.objective).objective(context(config), told)
+
+
+def hold_out(config: TrialConfig, task: Task) -> tuple[Labelled, Labelled | None]:
+    """The training rows that the batches are made of, and those that the objective has asked to be left out, drawn by the seed.
+
+    The validation data is never touched: it chooses among settings, and has to know nothing of them.
+    Raises: LegatoValueError where nothing would be left to learn from.
+    """
+    rows, count = task.train, objectives.parse(config.objective).held_out
+    if count == 0:
+        return rows, None
+    if count >= len(rows.index):
+        raise errors.argument(
+            f"objectives ({config.objective!r})", expected=f"fewer than the {len(rows.index)} training rows to be held out", got=count,
+            fix=f"rows={len(rows.index) // 10}",
+        )  # fmt: skip
+    generator = torch.Generator().manual_seed(HELD_OUT_SEED + config.seed)
+    order = torch.randperm(len(rows.index), generator=generator).to(rows.index.device)
+
+    def taken(part: Tensor) -> Labelled:
+        return Labelled(rows.inputs[part], rows.seen[part], rows.true[part], rows.index[part])
+
+    return taken(order[count:].sort().values), taken(order[:count])
 
 
 def train(config: TrialConfig, task: Task, folder: Path, factory: Factory | None = None) -> training.Fitted:
     """Fit the model of `config` to the labels that a learner sees."""
     spec = objectives.parse(config.objective)
-    rows = task.train
+    rows, _ = hold_out(config, task)
     batches = data.Batches(
         rows.inputs, rows.seen, rows.index, config.batch_size, seed=config.seed,
         augment=data.crop_and_flip if config.augment else None,
     )  # fmt: skip
     model = new_model(config, task, factory)
+    objective = new_objective(config, task, model)
     watched = {"validation_error": (task.validation.inputs, task.validation.seen)}
     if config.reads_test and config.keeps_test_curve:
         watched["test_error"] = (task.test.inputs, task.test.true)
@@ -117,7 +148,7 @@ def train(config: TrialConfig, task: Task, folder: Path, factory: Factory | None
         watch = flatness_readings.Watch(rows.inputs[: config.sharpness_rows], rows.seen[: config.sharpness_rows])
     fitted = training.fit(
         model,
-        new_objective(config, task, model),
+        objective,
         batches,
         epochs=config.epochs,
         optimizer=partial(new_optimizer, config),
@@ -128,6 +159,7 @@ def train(config: TrialConfig, task: Task, folder: Path, factory: Factory | None
                 for name, (inputs, target) in watched.items()
             }
             | (watch(model) if watch else {})
+            | _choices(objective)
         ),
         device=config.device,
         autocast=config.autocast,
@@ -180,8 +212,16 @@ def trial(
     return Outcome(measured, readings.arrays(answers, task.test))
 
 
+def _choices(objective: training.Objective) -> dict[str, float]:
+    """How many steps each member of a selecting objective has been trained with so far."""
+    if isinstance(objective, training.WithGradients):
+        objective = objective.objective
+    return {f"{CHOSEN}{name}": steps for name, steps in getattr(objective, "steps", {}).items()}
+
+
 def _curves(fitted: training.Fitted) -> list[str]:
-    return [name for name in CURVES if name in fitted.history[0]]
+    known = [name for name in CURVES if name in fitted.history[0]]
+    return known + [name for name in fitted.history[0] if name.startswith(CHOSEN)]
 
 
 def _under_attack(

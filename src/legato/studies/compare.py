@@ -21,20 +21,17 @@ from legato.lab.runner import Study
 from legato.lab.runner import run as run_study
 from legato.lab.store import Store
 from legato.lab.trial import Outcome, Record
-from legato.studies import classify, cost, examples, references, tracking
-from legato.studies import objectives as objectives_table
-from legato.studies.classify import Factory, TrialConfig
+from legato.studies import cost, examples, references, tasks, tracking
+from legato.studies.classify import Factory
 from legato.studies.config import CompareConfig
 from legato.studies.plan import AnyConfig, Plan, next_trials, order_arms, plan_to_json, trim
-from legato.studies.prepared import Source, prepare
+from legato.studies.prepared import Source
 from legato.studies.result import Result, open_result
+from legato.studies.tasks import Loaded
 
 STUDY = "compare"
 SCHEMA = 1
-RATES = {"sgd": (0.005, 0.02, 0.08, 0.32), "adamw": (0.0001, 0.0004, 0.0016, 0.0064)}
 DEMONSTRATION = "fashion-mini"
-TASKS = {"classify": classify.trial}
-"""What a model may be trained for; a later task adds its trial here."""
 
 
 def compare(
@@ -84,7 +81,7 @@ class Job:
     config: CompareConfig
     plan: Plan
     source: Source
-    splits: Splits
+    data: Loaded
     factory: Factory | None = None
 
 
@@ -95,7 +92,8 @@ def run(config: CompareConfig, factory: Factory | None = None) -> Result:
     store.write_config(description(job))
     train([job], store, workers=workers_of(config.workers), backend=config.backend)
     result = open_result(store.folder)
-    examples.save(store, result, job.splits)
+    if isinstance(job.data, Splits):
+        examples.save(store, result, job.data)
     if config.track is not None:
         tracking.replay(result, config.track)
     if config.pack:
@@ -105,8 +103,8 @@ def run(config: CompareConfig, factory: Factory | None = None) -> Result:
 
 def make_job(config: CompareConfig, factory: Factory | None = None) -> Job:
     """Load the data of the first seed and spell out the grid."""
-    source, splits = load(config)
-    return Job(config, make_plan(config, splits, source, factory), source, splits, factory)
+    source, found = load(config)
+    return Job(config, make_plan(config, found, source, factory), source, found, factory)
 
 
 def train(jobs: Sequence[Job], store: Store, *, workers: int, backend: str) -> list[Record]:
@@ -123,51 +121,32 @@ def run_trial(
 ) -> Outcome:
     """One trial: a training, a reference model, or the measurement of step times."""
     if isinstance(config, cost.CostConfig):
-        return cost.trial(config, sources[config.setting.data_sha256], factory)
+        parts = tasks.task_of(config.setting).parts
+        return cost.trial(config, partial(parts, sources[config.setting.data_sha256], factory))
     if isinstance(config, references.ReferenceConfig):
         return references.trial(config, sources[config.data_sha256])
-    return TASKS["classify"](config, folder, source=sources[config.data_sha256], factory=factory, models=models)
+    return tasks.task_of(config).trial(config, folder, sources[config.data_sha256], factory, models)
 
 
-def load(config: CompareConfig) -> tuple[Source, Splits]:
+def load(config: CompareConfig) -> tuple[Source, Loaded]:
     """The data of the first seed, and where every trial finds its own."""
-    source = Source(
-        config.data, config.target, config.group, config.classes, config.image_size, config.validation, config.test,
-        config.data_dir, config.download,
-    )  # fmt: skip
-    return source, source.load(config.first_seed)
+    if config.task not in tasks.TASKS:
+        raise errors.choice("task", config.task, tasks.TASKS)
+    return tasks.TASKS[config.task].load(config)
 
 
-def make_plan(config: CompareConfig, splits: Splits, source: Source, factory: Factory | None = None) -> Plan:
+def make_plan(config: CompareConfig, found: Loaded, source: Source, factory: Factory | None = None) -> Plan:
     """Turn what the user asked for into the grid, with every default filled in and every number checked."""
     _check(config)
-    rates = RATES[config.optimizer] if config.learning_rates == "auto" else tuple(sorted(set(config.learning_rates)))
+    task = tasks.TASKS[config.task]
+    optimizer = config.language.optimizer if config.task == "language" else config.optimizer
+    rates = task.rates[optimizer] if config.learning_rates == "auto" else tuple(sorted(set(config.learning_rates)))
     noise = config.label_noise
     if noise is None:
         noise = (0.0, 0.4) if config.data == DEMONSTRATION else (0.0,)
-    setting = TrialConfig(
-        data=splits.provenance.name,
-        data_sha256=splits.provenance.sha256,
-        objective="ce",
-        learning_rate=0.0,
-        seed=0,
-        model=_model(config.model, splits),
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        optimizer=config.optimizer,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-        augment=config.augment,
-        noise_kind=config.noise_kind,
-        validation_labels=config.validation_labels,
-        device=config.device,
-        autocast=config.autocast,
-        train_rows=config.rows,
-        attack_radius=config.attack_radius,
-        keeps_model=config.save_model,
-    )
+    setting = task.setting(config, found)
     for arm in order_arms(config.objectives):
-        objectives_table.parse(arm).build(classify.context(setting))  # what it cannot do without is said now
+        task.check(replace(setting, objective=arm))  # what it cannot do without is said now
     plan = Plan(
         setting,
         order_arms(config.objectives),
@@ -184,16 +163,16 @@ def make_plan(config: CompareConfig, splits: Splits, source: Source, factory: Fa
 
 def seconds_a_trial(plan: Plan, source: Source, factory: Factory | None = None) -> float:
     """An estimate from one epoch of the first arm's first trial, on one thread."""
-    config = replace(plan.trial(plan.label_noise[0], plan.baseline, plan.learning_rates[0], plan.seeds[0]), epochs=1)
+    task = tasks.task_of(plan.setting)
+    config, epochs = task.epoch(plan.trial(plan.label_noise[0], plan.baseline, plan.learning_rates[0], plan.seeds[0]))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with TemporaryDirectory() as scratch:
-            task = prepare(config, source)
-            classify.train(config, task, Path(scratch), factory)  # warms caches up
+            task.trial(config, Path(scratch), source, factory, None)  # warms caches up
             start = time.perf_counter()
-            classify.train(config, task, Path(scratch), factory)
-            return (time.perf_counter() - start) * plan.setting.epochs
+            task.trial(config, Path(scratch), source, factory, None)
+            return (time.perf_counter() - start) * epochs
     finally:
         torch.set_num_threads(threads)
 
@@ -209,12 +188,12 @@ class Estimate:
 
 def estimate(config: CompareConfig, factory: Factory | None = None) -> tuple[Plan, Estimate]:
     """Trials, minutes and disk of a comparison, from one measured epoch; trains nothing else and writes nothing."""
-    source, splits = load(config)
-    plan = make_plan(config, splits, source, factory)
+    source, found = load(config)
+    plan = make_plan(config, found, source, factory)
     readings = len(plan.label_noise) * len(plan.arms) * len(plan.seeds)
     trials = len(plan.grid()) + readings
     seconds = seconds_a_trial(plan, source, factory) * trials / workers_of(config.workers)
-    bytes_ = 3000 * trials + readings * len(splits.test) * (2 * splits.num_classes + 10)
+    bytes_ = 3000 * trials + readings * tasks.TASKS[config.task].test_bytes(found, plan.setting)
     return plan, Estimate(trials, seconds / 60, bytes_ / 1e6)
 
 
@@ -235,7 +214,6 @@ def workers_of(asked: int | None) -> int:
 
 def description(job: Job) -> dict[str, Any]:
     """What the store keeps beside the trials, so that table, verdict and page need no data set."""
-    splits = job.splits
     return {
         "asked": {
             key: str(value) if isinstance(value, Path) else value
@@ -243,17 +221,8 @@ def description(job: Job) -> dict[str, Any]:
             if key not in ("dry_run", "data_dir", "out")
         },
         "plan": plan_to_json(job.plan),
-        "class_names": list(splits.class_names),
-        "rows": {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
-        "provenance": asdict(splits.provenance),
+        **tasks.TASKS[job.config.task].facts(job.data),
     }
-
-
-def _model(model: str, splits: Splits) -> str:
-    """auto: an mlp for vectors and for grey pictures of up to 32 pixels, a convnet for other pictures."""
-    if model != "auto":
-        return model
-    return "convnet" if splits.is_image and (splits.input_shape[0] > 1 or max(splits.input_shape[1:]) > 32) else "mlp"
 
 
 def _check(config: CompareConfig) -> None:

@@ -14,6 +14,50 @@ Number: TypeAlias = Annotated[float | None, tyro.conf.arg(metavar="X")]
 
 
 @dataclass(frozen=True)
+class LanguageOptions:
+    """Of the task language alone: a decoder on bytes of text."""
+
+    width: Annotated[int, tyro.conf.arg(metavar="N")] = 32
+    """Of the model."""
+    depth: Annotated[int, tyro.conf.arg(metavar="N")] = 2
+    """Blocks."""
+    heads: Annotated[int, tyro.conf.arg(metavar="N")] = 2
+    """Attention heads; width / heads must be even."""
+    length: Annotated[int, tyro.conf.arg(metavar="N")] = 64
+    """Bytes of a window."""
+    batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 8
+    """Windows of a step."""
+    steps: Annotated[int, tyro.conf.arg(metavar="N")] = 300
+    """Optimizer steps."""
+    checks: Annotated[int, tyro.conf.arg(metavar="N")] = 6
+    """How often the validation loss is read, evenly over the run; must divide the steps."""
+    warmup: Annotated[float, tyro.conf.arg(metavar="X")] = 0.05
+    """Share of the steps in which the learning rate rises."""
+    qk_norm: bool = True
+    """Layer normalisation of queries and keys."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: for the matrices inside, adamw for the rest."""
+    weight_decay: Annotated[float, tyro.conf.arg(metavar="X")] = 1e-4
+    """Independent of the learning rate, unless decay says otherwise."""
+    decay: Literal["independent", "conventional"] = "independent"
+    """conventional: times the learning rate, as torch has it."""
+    eps: Annotated[float, tyro.conf.arg(metavar="X")] = 1e-8
+    """Of adamw."""
+    clip_norm: Number = 1.0
+    """Largest norm of the gradient."""
+    mup: Literal["simple", "intermediate", "full"] | None = None
+    """muParam: learning rates and initial weights by the width."""
+    base_width: Annotated[int, tyro.conf.arg(metavar="N")] = 256
+    """At which muParam changes nothing."""
+    validation_rows: Annotated[int, tyro.conf.arg(metavar="N")] = 128
+    """Windows of validation text, and as many of test text."""
+
+
+DATA = {"classify": "fashion-mini", "language": "python"}
+"""What each task is shown on where nothing is asked for."""
+
+
+@dataclass(frozen=True)
 class CompareConfig:
     """Which objective should I train my model with?
 
@@ -21,10 +65,13 @@ class CompareConfig:
     data, reads the test set once, and says in words which objective wins, by how much, and how sure that is.
     """
 
-    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")] = "fashion-mini"
-    """A name from `legato data`, a CSV or Parquet file (with --target), an .npz file with x and y, or a folder with one sub-folder of pictures a class."""
-    task: Literal["classify"] = "classify"
-    """What the model does with its inputs."""
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")] = ""
+    """A name from `legato data`, a CSV or Parquet file (with --target), an .npz file with x and y, or a folder with one sub-folder of pictures a class.
+    Default: fashion-mini. For the task language: python (the bytes of its standard library, the default), perl-doc, python-doc, anarchism, gcide,
+    or any file or folder of text."""
+    task: Literal["classify", "language"] = "classify"
+    """classify: name the class of an input. language: foretell the next byte of a text."""
+    language: LanguageOptions = LanguageOptions()
     objectives: Annotated[tuple[str, ...], tyro.conf.arg(metavar="OBJECTIVE ...")] = (
         "ce",
         "label-smoothing:0.1",
@@ -103,3 +150,7 @@ class CompareConfig:
     """Folder of the run; the same command on the same folder finishes what is missing. Default: runs/NAME-OF-DATA."""
     dry_run: bool = False
     """Only say how many trials, minutes and megabytes it would take."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            object.__setattr__(self, "data", DATA[self.task])

@@ -2,17 +2,16 @@
 
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from legato import errors
 from legato.lab.trial import Outcome
-from legato.studies import classify
-from legato.studies.prepared import Source, Task, prepare
-from legato.training import Batch
+from legato.studies.tasks import Parts, Setting
 
 MOST_ROUNDS, FEWEST_ROUNDS = 80, 10
 SECONDS = 60.0
@@ -24,18 +23,20 @@ STEPS = 4
 class CostConfig:
     """A trial that trains nothing for its result, only for its time; `setting` says with which model and data."""
 
-    setting: classify.TrialConfig
+    setting: Setting
     arms: tuple[str, ...]
     """Canonical objectives; the first is the one that all are measured against."""
 
 
-def trial(config: CostConfig, source: Source, factory: classify.Factory | None = None) -> Outcome:
+def trial(config: CostConfig, parts: Callable[[Setting], Parts]) -> Outcome:
     """Median over rounds of (an arm's step time / the first arm's in the same round), with a bootstrap interval.
 
     The first arm runs twice a round under two names: the ratio of those two is the measurement's own error (`again`).
+
+    Args:
+        parts: makes what steps of a setting, whose objective is that of an arm.
     """
-    task = prepare(config.setting, source)
-    steps = [_Stepper(config.setting, task, arm, factory) for arm in (*config.arms, config.arms[0])]
+    steps = [_Stepper(parts(replace(config.setting, objective=arm))) for arm in (*config.arms, config.arms[0])]
     rounds: list[list[float]] = []
     end = time.perf_counter() + SECONDS
     with warnings.catch_warnings():
@@ -67,14 +68,15 @@ def _round(steps: "list[_Stepper]", first: int) -> list[float]:
 class _Stepper:
     """One model in training, a few steps at a time."""
 
-    def __init__(self, setting: classify.TrialConfig, task: Task, arm: str, factory: classify.Factory | None) -> None:
-        self.model: nn.Module = classify.new_model(setting, task, factory).train()
-        self.objective = classify.new_objective(replace(setting, objective=arm), task, self.model)
-        self.objective.begin_epoch(setting.epochs - 1)  # past every warm-up
-        self.optimizer = classify.new_optimizer(setting, self.model.parameters())
-        rows = task.train
-        first = slice(setting.batch_size)
-        self.batch: Batch = (rows.inputs[first], rows.seen[first], rows.index[first])
+    def __init__(self, parts: Parts) -> None:
+        self.model, self.objective, self.optimizer, self.batch = (
+            parts.model,
+            parts.objective,
+            parts.optimizer,
+            parts.batch,
+        )
+        self.model.train()
+        self.objective.begin_epoch(parts.last_epoch)  # past every warm-up
 
     def run(self, steps: int) -> None:
         for _ in range(steps):

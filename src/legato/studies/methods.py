@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from legato import errors
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from legato.training import GradientMethod, Objective, Term
 
@@ -40,6 +40,8 @@ class Training:
     """Number of classes."""
     batches: int
     """Batches an epoch."""
+    held_out: "tuple[Tensor, Tensor] | None" = None
+    """(inputs, labels) of the training rows that a selector has asked to be left out of the batches."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,16 @@ def _ensloss(context: Context, tail_power: float, random: float) -> "nn.Module":
     from legato.losses import EnsLoss
 
     return EnsLoss(tail_power=tail_power, random=bool(random), seed=context.seed)
+
+
+def _select(
+    criteria: "Mapping[str, nn.Module]", context: Context, every: float, rows: float, memory: float, boldness: float
+) -> "Objective":
+    from legato.online.selected_loss import SelectedLoss
+    from legato.online.selector import Selector
+
+    selector = Selector(list(criteria), memory=memory or None, boldness=max(boldness, BLIND), seed=context.seed)
+    return SelectedLoss(criteria, selector=selector, every=int(every))
 
 
 def _attack(context: Context, steps: float) -> dict[str, Any]:
@@ -168,6 +180,12 @@ def _ensembling(context: Context, training: Training, lam: float, tau: float, mo
     return TemporalEnsembling(training.rows, training.classes, lam=lam, tau=tau, momentum=momentum, start=begin)
 
 
+def _z_loss(context: Context, training: Training, coefficient: float) -> "Term":
+    from legato.stability.z_loss import ZLoss
+
+    return ZLoss(coefficient)
+
+
 def _seam(name: str) -> "Callable[..., GradientMethod]":
     def build(context: Context, training: Training, **values: float) -> "GradientMethod":
         from legato import flatness
@@ -179,6 +197,8 @@ def _seam(name: str) -> "Callable[..., GradientMethod]":
 
 
 STEPS = Parameter(7, low=1)
+BLIND = 1e-9
+"""A boldness that moves no probability away from the uniform one by more than rounding."""
 
 
 def _esam(
@@ -261,6 +281,19 @@ LOSSES: Mapping[str, Method] = {
         attacks=True,
     ),
 }  # fmt: skip
+SELECTORS: Mapping[str, Method] = {
+    "select": Method(
+        "one of several losses, chosen anew every few steps by what has lowered the error on held-out training rows: "
+        "select:ce/comp-sum:1.7/memory=30 (memory in choices, 0 never forgets; boldness 0 chooses blindly)",
+        "legato.online.SelectedLoss({{{members}}}, selector=legato.online.Selector([{names}], memory={memory} or None, boldness={boldness}), "
+        "every={every})  # an objective for legato.fit, once its held_out is set",
+        _select, "",
+        {
+            "every": Parameter(5, low=1), "rows": Parameter(200, low=1), "memory": Parameter(300), "boldness": Parameter(1.0),
+        },
+    ),
+}  # fmt: skip
+"""What changes among losses; its members are named between slashes."""
 TERMS: Mapping[str, Method] = {
     "saf": Method(
         "and the divergence of each row's outputs from those of some epochs ago (start: at most 0.3 of the epochs)",
@@ -280,6 +313,11 @@ TERMS: Mapping[str, Method] = {
         "  # loss = criterion(out, y) + ensembling(out, index)",
         _ensembling, "lam",
         {"lam": Parameter(1.0), "tau": Parameter(5.0, low=1e-3), "momentum": Parameter(0.6, high=1.0), "start": Parameter(5)},
+    ),
+    "z-loss": Method(
+        "and coefficient times the mean square of log Z, the log-normaliser of the logits",
+        "legato.stability.ZLoss({coefficient})  # loss = criterion(out, y) + z_loss(out, y)",
+        _z_loss, "coefficient", {"coefficient": Parameter(1e-4)},
     ),
 }  # fmt: skip
 """What is added to the loss of a batch."""
@@ -334,4 +372,4 @@ TRIALS: Mapping[str, Method] = {
 }
 """What a trial does around the training."""
 MODIFIERS: Mapping[str, Method] = {**TERMS, **GRADIENTS, **WHOLE, **TRIALS}
-METHODS: Mapping[str, Method] = {**LOSSES, **MODIFIERS}
+METHODS: Mapping[str, Method] = {**LOSSES, **SELECTORS, **MODIFIERS}

@@ -3,7 +3,8 @@
     ce    comp-sum:1.7    comp-sum:tau=1.7,warmup=0.3    label-smoothing:0.1    focal:2    ce+saf:1    ce+sam:0.1+ema:0.99
 
 `+` joins parts, `:key=value,key=value` sets them, one bare value is the main parameter. One part is the loss; the others change how it is
-trained. `str(parse(text))` is canonical: it is what results are filed under. Reading and printing need no torch; only `build` does.
+trained. `select:ce/comp-sum:1.7/memory=30` is a loss that changes among its members; between the slashes stand losses and, as
+key=value, its own parameters. `str(parse(text))` is canonical: it is what results are filed under. Reading and printing need no torch; only `build` does.
 """
 
 import math
@@ -17,6 +18,7 @@ from legato.studies.methods import (
     LOSSES,
     METHODS,
     MODIFIERS,
+    SELECTORS,
     TERMS,
     WHOLE,
     Context,
@@ -37,11 +39,30 @@ class Part:
 
     name: str
     values: tuple[tuple[str, float], ...] = ()
+    members: "tuple[Part, ...]" = ()
+    """The losses that a selector chooses from."""
 
     def __str__(self) -> str:
         method = METHODS[self.name]
         told = [f"{k}={_number(v)}" for k, v in self.values if k == method.main or v != method.parameters[k].default]
+        if self.members:
+            return f"{self.name}:{'/'.join([*map(str, self.members), *told])}"
         return f"{self.name}:{','.join(told)}" if told else self.name
+
+    def python(self, context: Context) -> str:
+        """The expression that makes the criterion."""
+        values = {"radius": str(context.attack_radius)} | {key: _number(value) for key, value in self.values}
+        values["members"] = ", ".join(f'"{member}": {member.python(context)}' for member in self.members)
+        values["names"] = ", ".join(f'"{member}"' for member in self.members)
+        return METHODS[self.name].python.format(**values)
+
+    def build(self, context: Context) -> Any:
+        """The criterion, or the objective where the loss needs the model."""
+        method, values = METHODS[self.name], dict(self.values)
+        assert method.build is not None  # every loss has one; only modifiers have none
+        if self.members:
+            return method.build({str(member): member.build(context) for member in self.members}, context, **values)
+        return method.build(context, **values)
 
 
 @dataclass(frozen=True)
@@ -61,8 +82,7 @@ class ObjectiveSpec:
 
     def python(self, context: Context) -> str:
         """The expression that makes the criterion."""
-        values = {"radius": str(context.attack_radius)} | {key: _number(value) for key, value in self.loss.values}
-        return LOSSES[self.loss.name].python.format(**values)
+        return self.loss.python(context)
 
     @property
     def around(self) -> tuple[str, ...]:
@@ -82,6 +102,11 @@ class ObjectiveSpec:
         return any(part.name == "early-stopping" for part in self.modifiers)
 
     @property
+    def held_out(self) -> int:
+        """Training rows that are left out of the batches, for a selector to look at."""
+        return int(dict(self.loss.values)["rows"]) if self.loss.members else 0
+
+    @property
     def calibrating_temperature(self) -> float:
         """The temperature that theory gives: 1 / (2 - tau) after training with a comp-sum loss of tau < 2, else 1."""
         values = dict(self.loss.values)
@@ -91,9 +116,7 @@ class ObjectiveSpec:
 
     def build(self, context: Context) -> "nn.Module | Objective":
         """The criterion `(logits, target) -> loss`; for losses that need the model, the objective `(model, inputs, target) -> loss`."""
-        method = LOSSES[self.loss.name]
-        assert method.build is not None  # every loss has one; only modifiers have none
-        built: nn.Module | Objective = method.build(context, **dict(self.loss.values))
+        built: nn.Module | Objective = self.loss.build(context)
         return built
 
     def objective(self, context: Context, training: Training) -> "Objective":
@@ -110,6 +133,8 @@ class ObjectiveSpec:
 
         built = self.build(context)
         plain: Objective = Criterion(built, *made(TERMS)) if isinstance(built, nn.Module) else built
+        if self.held_out:
+            plain.held_out = training.held_out  # type: ignore[attr-defined]
         objective: Objective
         (objective,) = made(WHOLE, built) or [plain]
         for method in made(GRADIENTS):
@@ -125,21 +150,21 @@ def parse(text: str) -> ObjectiveSpec:
             range, and anything but exactly one loss.
     """
     parts = [_part(piece.strip(), text) for piece in text.split("+")]
-    losses = [part for part in parts if part.name in LOSSES]
+    losses = [part for part in parts if part.name not in MODIFIERS]
     if len(losses) != 1:
         raise errors.argument(
             "objectives", expected="one loss in each objective", got=f"{len(losses)} in {text!r}",
-            fix=f"losses are {', '.join(LOSSES)}; separate objectives by spaces",
+            fix=f"losses are {', '.join([*LOSSES, *SELECTORS])}; separate objectives by spaces",
         )  # fmt: skip
-    others = tuple(part for part in parts if part.name not in LOSSES)
+    others = tuple(part for part in parts if part.name in MODIFIERS)
     names = [part.name for part in others]
     if len(set(names)) < len(names):
         raise errors.argument("objectives", expected="each part once", got=repr(text), fix="leave one of the two out")
     needy = [name for name in names if name in TERMS or name in WHOLE]
-    if LOSSES[losses[0].name].attacks and needy:
+    if needy and (METHODS[losses[0].name].attacks or losses[0].members):
+        why = "which looks at the model itself" if losses[0].members else "which attacks the model"
         raise errors.argument(
-            "objectives", expected=f"a loss of outputs and labels beside {needy[0]}", got=f"{losses[0].name}, which attacks the model",
-            fix=f"ce+{needy[0]}",
+            "objectives", expected=f"a loss of outputs and labels beside {needy[0]}", got=f"{losses[0].name}, {why}", fix=f"ce+{needy[0]}"
         )  # fmt: skip
     if any(name in WHOLE for name in names) and (
         more := [name for name in names if name in TERMS or name in GRADIENTS]
@@ -154,20 +179,46 @@ def _part(piece: str, whole: str) -> Part:
     name, _, settings = piece.partition(":")
     if name not in METHODS:
         raise errors.choice(f"objectives ({whole!r})", name, METHODS)
+    if name in SELECTORS:
+        pieces = [piece.strip() for piece in settings.split("/")]
+        own = [piece for piece in pieces if "=" in piece.partition(":")[0]]
+        members = _members([piece for piece in pieces if piece not in own], whole)
+        return Part(name, _values(name, own, whole), members)
+    return Part(name, _values(name, settings.split(","), whole))
+
+
+def _members(pieces: list[str], whole: str) -> tuple[Part, ...]:
+    """The losses that a selector chooses from: two or more, different, and none that attacks the model."""
+    members = tuple(_part(piece, whole) for piece in pieces if piece)
+    for member in members:
+        if member.name not in LOSSES or LOSSES[member.name].attacks:
+            raise errors.argument(
+                f"objectives ({whole!r})", expected="losses of outputs and labels between the slashes", got=str(member), fix="select:ce/comp-sum:1.7"
+            )  # fmt: skip
+    if len(set(members)) < max(2, len(members)):
+        raise errors.argument(
+            f"objectives ({whole!r})", expected="two or more different losses between the slashes", got=[str(m) for m in members],
+            fix="select:ce/comp-sum:1.7",
+        )  # fmt: skip
+    return members
+
+
+def _values(name: str, settings: list[str], whole: str) -> tuple[tuple[str, float], ...]:
+    """All parameters of a method, those that are set and those that are not."""
     method = METHODS[name]
     values = {key: parameter.default for key, parameter in method.parameters.items()}
-    for setting in filter(None, settings.split(",")):
+    for setting in filter(None, settings):
         key, equals, value = setting.partition("=")
         if not equals:
             key, value = method.main, setting
         if not method.parameters:
             raise errors.argument(
-                f"objectives ({whole!r})", expected=f"{name} alone, it has no parameter", got=piece, fix=f"write {name}"
-            )
+                f"objectives ({whole!r})", expected=f"{name} alone, it has no parameter", got=setting, fix=f"write {name}"
+            )  # fmt: skip
         if key not in method.parameters:
             raise errors.choice(f"objectives ({whole!r}), parameter of {name}", key, method.parameters)
         values[key] = _value(f"{name}:{key}", value, method.parameters[key])
-    return Part(name, tuple(values.items()))
+    return tuple(values.items())
 
 
 def _value(name: str, text: str, parameter: Parameter) -> float:

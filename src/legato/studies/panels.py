@@ -1,6 +1,7 @@
 """What the page of a comparison shows; every part is a plain function of the result."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from legato.lab.page import Cell, Figure, Page, Panel, Picture, Table
 from legato.lab.plots import Interval, Line
 from legato.lab.statistics import t_interval
 from legato.studies import examples, objectives
+from legato.studies.classify import CHOSEN, TrialConfig
+from legato.studies.language import LanguageConfig
+from legato.studies.plan import Plan
 from legato.studies.result import Result
 from legato.studies.summary import condition
 from legato.studies.tables import tables
@@ -22,8 +26,9 @@ def compare_page(result: Result) -> Page:
     panels = [
         _profiles(result, colours),
         _curves(result, colours),
+        _choices(result),
         _calibration(result, colours),
-        _classes(result),
+        _classes(result) if result.about["class_names"] else None,
         _examples(result),
     ]
     return Page(
@@ -117,7 +122,7 @@ def _curves(result: Result, colours: dict[str, str]) -> Panel:
                          logarithmic=False, alt="Validation accuracy after each epoch for each objective")  # fmt: skip
     labels = (
         "corrupted like the training labels"
-        if plan.setting.validation_labels == "noisy" and any(plan.label_noise)
+        if any(plan.label_noise) and isinstance(plan.setting, TrialConfig) and plan.setting.validation_labels == "noisy"
         else "as they are"
     )
     return Panel(
@@ -125,6 +130,43 @@ def _curves(result: Result, colours: dict[str, str]) -> Panel:
         f"Validation accuracy in percent at the chosen rate, mean and 95% interval over seeds. Validation labels are {labels}.",
         (figure,),
     )
+
+
+def _choices(result: Result) -> Panel | None:
+    """What each selector went on with, epoch by epoch."""
+    plan = result.plan
+    selectors = [(n, arm) for n in plan.label_noise for arm in plan.arms if objectives.parse(arm).held_out]
+    members = [str(m) for _, arm in selectors for m in objectives.parse(arm).loss.members]
+
+    def line(member: str, shares: NDArray[np.float64]) -> Line:
+        mean, low, high = _band(100 * shares)
+        return Line(member, _label(member), range(1, len(mean) + 1), mean, low.clip(0), high.clip(max=100))
+
+    shown = {
+        f"{_label(arm)}, {condition(noise)}": [line(member, of) for member, of in shares.items()]
+        for noise, arm in selectors
+        if (shares := _shares(result, noise, arm))
+    }
+    if not shown:
+        return None
+    figure = plots.lines("choices", shown, palette.colours(list(dict.fromkeys(members)), members[0]), xlabel="epoch",
+                         logarithmic=False, alt="Share of the steps with each member of a selector, by epoch")  # fmt: skip
+    text = (
+        "Percent of the steps of each epoch that were made with each member, at the chosen rate; mean and 95% interval over seeds. "
+        "Runs that diverged are left out."
+    )
+    return Panel("What did the selector choose?", text, (figure,))
+
+
+def _shares(result: Result, noise: float, arm: str) -> dict[str, NDArray[np.float64]]:
+    """Member -> [S, E], its share of the steps of each epoch, in the runs that did not diverge; empty without such a run."""
+    members = [str(member) for member in objectives.parse(arm).loss.members]
+    rows = [result.metrics(config) for config in result.readings(noise, arm)]
+    curves = [[row["curves"][f"{CHOSEN}{member}"] for member in members] for row in rows if not row["diverged"]]
+    if not curves:
+        return {}
+    steps = np.diff(np.array(curves, dtype=np.float64), axis=-1, prepend=0)
+    return dict(zip(members, (steps / steps.sum(1, keepdims=True)).swapaxes(0, 1), strict=True))
 
 
 def _calibration(result: Result, colours: dict[str, str]) -> Panel:
@@ -219,23 +261,44 @@ def _examples(result: Result) -> Panel | None:
 def method(result: Result) -> tuple[tuple[str, str], ...]:
     """How it was measured, as pairs of a word and what there is to say."""
     plan, about = result.plan, result.about
-    setting, origin = plan.setting, about["provenance"]
-    rows, machine = about["rows"], result.store.read_environment()
+    origin = about["provenance"]
+    rows, environment = about["rows"], result.store.read_environment()
     seconds = sum(record.seconds for record in result.records.values())
     return (
         ("data", f"{origin['name']} ({origin['source']}), {origin['licence']}. {origin['citation']}"),
         ("done to it", "\n".join(origin["notes"]) or "nothing"),
         ("rows", f"{rows['train']} training, {rows['validation']} validation, {rows['test']} test"),
-        ("label noise", f"{', '.join(f'{n:.0%}' for n in plan.label_noise)}, {setting.noise_kind}: real data, synthetic corruption; validation labels {setting.validation_labels}"),
-        ("model", f"{setting.model}, {setting.epochs} epochs, batches of {setting.batch_size}, {setting.optimizer}, weight decay {setting.weight_decay:g}, cosine schedule"),
+        *_training(plan),
         ("learning rates", f"{', '.join(f'{r:g}' for r in plan.learning_rates)} for every objective; chosen by validation {plan.select_by}"),
-        ("seeds", f"{plan.seeds[0]} to {plan.seeds[-1]}; each has its own validation cut, noise, initial weights and batches, equal for all objectives"),
         ("statistics", "paired t intervals, 95%, Holm-corrected over objectives; 'over items' also draws the test items again (two-way bootstrap)"),
         ("test set", "read once for each objective and seed, by the model of the chosen learning rate"),
-        ("machine", ", ".join(f"{key} {value}" for key, value in machine.items() if value is not None and key != "also")),
+        ("machine", machine(environment)),
         ("cost", f"{seconds:.0f} seconds of training on one thread each"),
         ("said during training", "\n".join(_warnings(result)) or "nothing"),
         ("draw again", "legato page FOLDER"),
+    )  # fmt: skip
+
+
+def machine(environment: Mapping[str, object]) -> str:
+    """What the trials were measured with, in a line."""
+    return ", ".join(f"{key} {value}" for key, value in environment.items() if value is not None and key != "also")
+
+
+def _training(plan: Plan) -> tuple[tuple[str, str], ...]:
+    """The lines on the labels, the model and its optimizer."""
+    setting = plan.setting
+    if isinstance(setting, LanguageConfig):
+        normed = "with" if setting.qk_norm else "without"
+        return (
+            ("model", f"{setting.model}, {setting.heads} heads, {normed} qk-layernorm, on windows of {setting.length} bytes; rows above are bytes"),
+            ("training", f"{setting.steps} steps of {setting.batch_size} windows, {setting.optimizer}, {setting.decay} weight decay {setting.weight_decay:g}, warm-up over {setting.warmup:.0%}, cosine schedule"),
+            ("measured on", f"{setting.validation_rows} windows of validation text and as many of test text; accuracy is the share of next bytes that are foretold"),
+            ("seeds", f"{plan.seeds[0]} to {plan.seeds[-1]}; each has its own initial weights and batches, equal for all objectives"),
+        )  # fmt: skip
+    return (
+        ("label noise", f"{', '.join(f'{n:.0%}' for n in plan.label_noise)}, {setting.noise_kind}: real data, synthetic corruption; validation labels {setting.validation_labels}"),
+        ("model", f"{setting.model}, {setting.epochs} epochs, batches of {setting.batch_size}, {setting.optimizer}, weight decay {setting.weight_decay:g}, cosine schedule"),
+        ("seeds", f"{plan.seeds[0]} to {plan.seeds[-1]}; each has its own validation cut, noise, initial weights and batches, equal for all objectives"),
     )  # fmt: skip
 
 

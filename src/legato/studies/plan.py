@@ -11,9 +11,11 @@ from legato.lab.trial import Record
 from legato.studies import objectives
 from legato.studies.classify import TrialConfig
 from legato.studies.cost import CostConfig
+from legato.studies.language import LanguageConfig
 from legato.studies.references import ReferenceConfig
+from legato.studies.tasks import Setting
 
-AnyConfig: TypeAlias = TrialConfig | CostConfig | ReferenceConfig
+AnyConfig: TypeAlias = Setting | CostConfig | ReferenceConfig
 Results: TypeAlias = Mapping[AnyConfig, Mapping[str, Any]]
 Rates: TypeAlias = Mapping[tuple[float, str], float]
 """(label noise, objective) -> learning rate."""
@@ -23,7 +25,7 @@ Rates: TypeAlias = Mapping[tuple[float, str], float]
 class Plan:
     """What a comparison is going to measure."""
 
-    setting: TrialConfig
+    setting: Setting
     """The template of all trials; objective, learning rate, seed and label noise are put in."""
     arms: tuple[str, ...]
     """Canonical objectives; the first is the baseline."""
@@ -45,14 +47,15 @@ class Plan:
         """The arm that all others are compared with."""
         return self.arms[0]
 
-    def trial(self, noise: float, arm: str, rate: float, seed: int, *, reads_test: bool = False) -> TrialConfig:
+    def trial(self, noise: float, arm: str, rate: float, seed: int, *, reads_test: bool = False) -> Setting:
         """The config of one cell of the grid."""
-        return replace(
-            self.setting, label_noise=noise, objective=arm, learning_rate=rate, seed=seed, reads_test=reads_test,
-            keeps_model=self.setting.keeps_model and reads_test and seed == self.seeds[0],
-        )  # fmt: skip
+        cell = replace(self.setting, objective=arm, learning_rate=rate, seed=seed, reads_test=reads_test)
+        if isinstance(cell, LanguageConfig):
+            return cell
+        keeps_model = cell.keeps_model and reads_test and seed == self.seeds[0]
+        return replace(cell, label_noise=noise, keeps_model=keeps_model)
 
-    def grid(self) -> list[TrialConfig]:
+    def grid(self) -> list[Setting]:
         """The tuning trials, seed by seed, so that an interrupted run holds whole seeds; none if the rates are fixed."""
         if self.fixed_rates:
             return []
@@ -64,7 +67,7 @@ class Plan:
             for rate in self.learning_rates
         ]
 
-    def readings(self, rates: Rates) -> list[TrialConfig]:
+    def readings(self, rates: Rates) -> list[Setting]:
         """The trials that read the test set: one for each chosen arm and seed."""
         return [
             self.trial(noise, arm, rates[noise, arm], seed, reads_test=True)
@@ -76,6 +79,7 @@ class Plan:
     def reference(self, noise: float, name: str, seed: int) -> ReferenceConfig:
         """The config of a reference model."""
         setting = self.setting
+        assert isinstance(setting, TrialConfig)  # other tasks have no references
         return ReferenceConfig(
             setting.data,
             setting.data_sha256,
@@ -121,7 +125,7 @@ class Plan:
         means = (float(np.mean([row[f"validation_{key}"] for row in rows])) for key in (first, second))
         return round(next(means), 12), round(next(means), 12)
 
-    def trainings(self, done: "Results") -> list[TrialConfig | ReferenceConfig]:
+    def trainings(self, done: "Results") -> list[Setting | ReferenceConfig]:
         """All trainings that can be named now: the grid and, once it is done, the readings of the chosen rates and the references."""
         grid = self.grid()
         if not self.reads_test or not all(config in done for config in grid):
@@ -148,9 +152,15 @@ def index(records: Sequence[Record]) -> dict[AnyConfig, dict[str, Any]]:
 def revive(fields: Mapping[str, Any]) -> AnyConfig:
     """The config that a stored record was made from."""
     if "arms" in fields:
-        return CostConfig(TrialConfig(**fields["setting"]), tuple(fields["arms"]))
+        return CostConfig(_setting(fields["setting"]), tuple(fields["arms"]))
     if "reference" in fields:
         return ReferenceConfig(**fields)
+    return _setting(fields)
+
+
+def _setting(fields: Mapping[str, Any]) -> Setting:
+    if "steps" in fields:
+        return LanguageConfig(**{**fields, "probe_steps": tuple(fields["probe_steps"])})
     return TrialConfig(**fields)
 
 
@@ -163,7 +173,7 @@ def plan_from_json(fields: Mapping[str, Any]) -> Plan:
     """The plan of a stored run, so that its page can be drawn again without the data."""
     plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     plain["fixed_rates"] = tuple(tuple(row) for row in fields["fixed_rates"])
-    return Plan(**{**plain, "setting": TrialConfig(**fields["setting"])})
+    return Plan(**{**plain, "setting": _setting(fields["setting"])})
 
 
 def order_arms(texts: Sequence[str]) -> tuple[str, ...]:

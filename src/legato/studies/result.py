@@ -13,10 +13,10 @@ from legato import errors
 from legato.lab.pack import Results, open_results
 from legato.lab.trial import Record
 from legato.studies import objectives, summary
-from legato.studies.classify import TrialConfig
 from legato.studies.methods import Context
 from legato.studies.plan import AnyConfig, Plan, Rates, next_trials, plan_from_json, revive
 from legato.studies.summary import ArmRow, Summary
+from legato.studies.tasks import Setting, context
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Result:
         """The numbers of one trial."""
         return self.records[config].metrics
 
-    def readings(self, noise: float, arm: str) -> list[TrialConfig]:
+    def readings(self, noise: float, arm: str) -> list[Setting]:
         """The trials that read the test set for an arm, one a seed."""
         rate = self.rates[noise, arm]
         return [self.plan.trial(noise, arm, rate, seed, reads_test=True) for seed in self.plan.seeds]
@@ -99,8 +99,7 @@ class Result:
         if label_noise not in self.plan.label_noise:
             raise errors.argument("label_noise", expected=f"one of {list(self.plan.label_noise)}", got=label_noise)
         row = self.summary.winner(label_noise)
-        setting = self.plan.setting
-        return Best(row.arm, row.learning_rate, Context(setting.epochs, setting.seed, setting.attack_radius))
+        return Best(row.arm, row.learning_rate, context(self.plan.setting))
 
     @property
     def best(self) -> Best:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from legato.lab.page import Panel
 from legato.studies.config import CompareConfig
 from legato.studies.result import Result
 
+Form: TypeAlias = Literal["smoke", "full", "confirm"]
 Panels: TypeAlias = Callable[[Mapping[str, Result]], list[Panel]]
 """The results of a study by part -> sections for its page."""
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from legato import errors
 from legato.lab import page
@@ -18,19 +18,42 @@ from legato.lab.claims import Judged
 from legato.lab.files import pack_json, write
 from legato.lab.pack import open_results, pack
 from legato.lab.store import Store
-from legato.studies import adversarial, comp_sum, compare, ensloss, saf, study_page, verdicts
+from legato.lab.trial import Record
+from legato.studies import (
+    adversarial,
+    comp_sum,
+    compare,
+    ensloss,
+    experiment,
+    online,
+    online_costs,
+    online_costs_page,
+    panels,
+    proxies,
+    saf,
+    selector,
+    smooth_diffusion,
+    study_page,
+    sweep,
+    verdicts,
+)
+from legato.studies.classify import TrialConfig
 from legato.studies.compare import Job
 from legato.studies.config import CompareConfig
+from legato.studies.experiment import Experiment
 from legato.studies.plan import Plan, Results, index, order_arms
 from legato.studies.result import Result, open_result, page_folder, result_of
-from legato.studies.spec import Part, Spec
+from legato.studies.spec import Form, Part, Spec
 
-Form = Literal["smoke", "full", "confirm"]
-STUDIES: Mapping[str, Spec] = {
+STUDIES: Mapping[str, Spec | Experiment] = {
     "comp-sum": comp_sum.SPEC,
     "ensloss": ensloss.SPEC,
     "adversarial": adversarial.SPEC,
     "saf": saf.SPEC,
+    "proxies": proxies.EXPERIMENT,
+    "online": online.EXPERIMENT,
+    "selector": selector.EXPERIMENT,
+    "smooth-diffusion": smooth_diffusion.EXPERIMENT,
 }
 
 
@@ -48,21 +71,33 @@ def run(
     """
     spec = named(name)
     folder = out or Path("runs") / f"study-{name}-{form}"
-    jobs = {part: _job(name, part, form) for part in _parts(spec, form)}
+    workers = compare.workers_of(workers)
+    if isinstance(spec, Experiment):
+        records = experiment.measure(name, spec, form, folder, workers=workers)
+        choices = spec.tune(records) if form == "full" and spec.tune else None
+    else:
+        records, choices = _compare(name, spec, form, folder, workers)
+    if packed:
+        pack(open_results(folder), folder.with_name(f"{folder.name}.jsonl.xz"))
+    if choices is None:
+        return draw(folder)
+    write(folder / "tuned.json", pack_json(choices))
+    return folder / "tuned.json", []
+
+
+def _compare(
+    name: str, spec: Spec, form: Form, folder: Path, workers: int
+) -> tuple[list[Record], Mapping[str, Any] | None]:
+    """The trials of a form of a study that compares objectives, and what the form `full` chose."""
+    jobs = {part: _job(name, part, spec.parts[part], form) for part in _parts(spec, form)}
     store = Store(folder, compare.STUDY, compare.SCHEMA)
     described = {part: compare.description(job) for part, job in jobs.items()}
     store.write_config({"name": name, "form": form, "parts": described})
-    records = compare.train(list(jobs.values()), store, workers=compare.workers_of(workers), backend="loky")
-    if packed:
-        pack(open_results(folder), folder.with_name(f"{folder.name}.jsonl.xz"))
-    if form == "full":
-        done = index(records)
-        write(
-            folder / "tuned.json",
-            pack_json({part: chosen(spec.parts[part], job.plan, done) for part, job in jobs.items()}),
-        )
-        return folder / "tuned.json", []
-    return draw(folder)
+    records = compare.train(list(jobs.values()), store, workers=workers, backend="loky")
+    if form != "full":
+        return records, None
+    done = index(records)
+    return records, {part: chosen(spec.parts[part], job.plan, done) for part, job in jobs.items()}
 
 
 def draw(path: Path) -> tuple[Path, list[Judged]]:
@@ -70,30 +105,49 @@ def draw(path: Path) -> tuple[Path, list[Judged]]:
 
     Raises: StoreError when trials are missing.
     """
-    results, judged = judge(path)
-    about = open_results(path).read_config()
-    built = study_page.build(about["name"], named(about["name"]), about["form"], results, judged)
+    store = open_results(path)
+    about = store.read_config()
+    name, form, spec = about["name"], about["form"], named(about["name"])
+    judged = judge(path)
+    if isinstance(spec, Experiment):
+        machine = panels.machine(store.read_environment())
+        built = experiment.page(name, spec, form, store.records(), judged, machine)
+    else:
+        built = study_page.build(name, spec, form, _results(path), judged)
     return page.write(built, page_folder(path)), judged
 
 
-def judge(path: Path) -> tuple[dict[str, Result], list[Judged]]:
-    """The comparisons of a finished study by part, and its judged claims; none but for the form `confirm`."""
+def judge(path: Path) -> list[Judged]:
+    """The judged claims of a finished study; none but for the form `confirm`."""
     store = open_results(path)
     about = store.read_config()
-    results = {part: result_of(store, told, page_folder(path)) for part, told in about["parts"].items()}
+    name, spec = about["name"], named(about["name"])
     if about["form"] != "confirm":
-        return results, []
-    return results, verdicts.judge(about["name"], named(about["name"]).paper, results)
+        return []
+    if isinstance(spec, Experiment):
+        return experiment.judge(name, spec, store.records())
+    return verdicts.judge(name, spec.paper, _results(path))
+
+
+def _results(path: Path) -> dict[str, Result]:
+    """The comparisons of a finished study, by part."""
+    store = open_results(path)
+    return {part: result_of(store, told, page_folder(path)) for part, told in store.read_config()["parts"].items()}
 
 
 def redraw(path: Path) -> Path:
-    """Draw the page of a comparison or a study again, from its folder or its pack."""
-    if "parts" in open_results(path).read_config():
+    """Draw the page of a comparison, a sweep or a study again, from its folder or its pack."""
+    about = open_results(path).read_config()
+    if about["study"] == sweep.STUDY:
+        return sweep.draw(path)
+    if about["study"] == online_costs.STUDY:
+        return online_costs_page.draw(path)
+    if "form" in about:
         return draw(path)[0]
     return open_result(path).page()
 
 
-def named(name: str) -> Spec:
+def named(name: str) -> Spec | Experiment:
     """The study of this name. Raises LegatoValueError with the nearest one."""
     if name not in STUDIES:
         raise errors.choice("study", name, STUDIES)
@@ -111,7 +165,7 @@ def chosen(part: Part, plan: Plan, done: Results) -> list[tuple[float, str, floa
     ]
 
 
-def tuned(name: str, part: str) -> tuple[tuple[float, str, float], ...]:
+def tuned(name: str, part: str, asked: Part) -> tuple[tuple[float, str, float], ...]:
     """The committed learning rates of a part: (label noise, objective, rate), one for each family of objectives.
 
     Raises: LegatoValueError when there are none, or when they are not those of the part's grid.
@@ -125,7 +179,6 @@ def tuned(name: str, part: str) -> tuple[tuple[float, str, float], ...]:
         )
     except (FileNotFoundError, KeyError) as problem:
         raise errors.argument("form", expected="committed learning rates", got=f"none for {part}", fix=fix) from problem
-    asked = STUDIES[name].parts[part]
     wanted = [(noise, group) for noise in asked.config.label_noise or () for group in _groups(asked)]
     if len(rows) != len(wanted) or not all(any(n == noise and arm in g for n, arm, _ in rows) for noise, g in wanted):
         raise errors.argument(
@@ -146,10 +199,9 @@ def _parts(spec: Spec, form: Form) -> list[str]:
     return [name for name, part in spec.parts.items() if form == "confirm" or part.fixed_rate is None]
 
 
-def _job(name: str, part: str, form: Form) -> Job:
-    asked = STUDIES[name].parts[part]
+def _job(name: str, part: str, asked: Part, form: Form) -> Job:
     config = _seeds(asked.config, form)
-    rows = tuned(name, part) if form == "confirm" and asked.fixed_rate is None else ()
+    rows = tuned(name, part, asked) if form == "confirm" and asked.fixed_rate is None else ()
     if asked.families and rows:
         config = replace(config, objectives=tuple(arm for _, arm, _ in rows))
     job = compare.make_job(config)
@@ -168,8 +220,9 @@ def _seeds(config: CompareConfig, form: Form) -> CompareConfig:
 
 def _fixed(asked: Part, form: Form, plan: Plan, tuned_rates: tuple[tuple[float, str, float], ...]) -> Plan:
     """The plan with what the form decides: `full` reads no test data, `confirm` tunes nothing."""
-    setting = replace(plan.setting, keeps_test_curve=asked.keeps_test_curve, sharpness_rows=asked.sharpness_rows)
-    plan = replace(plan, setting=setting)
+    if isinstance(plan.setting, TrialConfig):
+        setting = replace(plan.setting, keeps_test_curve=asked.keeps_test_curve, sharpness_rows=asked.sharpness_rows)
+        plan = replace(plan, setting=setting)
     if form == "full":
         return replace(plan, reads_test=False)
     if form == "smoke":

@@ -9,7 +9,7 @@ from legato.lab.page import Cell, Figure, Page, Panel, Table
 from legato.lab.plots import Interval
 from legato.studies import panels
 from legato.studies.result import Result
-from legato.studies.spec import Spec
+from legato.studies.spec import Form, Spec
 
 TOLD = {
     "shows": ("shows", "show"),
@@ -19,17 +19,25 @@ TOLD = {
 }
 
 
-def build(name: str, spec: Spec, form: str, results: Mapping[str, Result], judged: Sequence[Judged]) -> Page:
+def build(name: str, spec: Spec, form: Form, results: Mapping[str, Result], judged: Sequence[Judged]) -> Page:
     """Everything in one page; `judged` is empty but for the form `confirm`."""
+    shown = [*(_part(part, result) for part, result in results.items()), *spec.panels(results)]
+    return assemble(name, spec.title, form, judged, shown, _method(name, spec, form, results))
+
+
+def assemble(
+    name: str, title: str, form: Form, judged: Sequence[Judged], shown: Sequence[Panel], method: tuple[tuple[str, str], ...]
+) -> Page:  # fmt: skip
+    """The page of any study: the verdicts on top, then what it shows, then how it was measured."""
     verdict = _verdict(judged) if judged else f"Form {form}: everything runs. Only the form confirm gives verdicts"
     return Page(
-        title=f"legato study {name}: {spec.title}",
+        title=f"legato study {name}: {title}",
         verdict=verdict,
         figure=_forest(judged, verdict),
         tables=(_claims(judged),) if judged else (),
         code="",
-        panels=(*_words(judged), *(_part(part, result) for part, result in results.items()), *spec.panels(results)),
-        method=_method(name, spec, form, results),
+        panels=(*_words(judged), *shown),
+        method=method,
     )
 
 
@@ -90,19 +98,22 @@ def _file_name(part: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in part)
 
 
-def _method(name: str, spec: Spec, form: str, results: Mapping[str, Result]) -> tuple[tuple[str, str], ...]:
+def _method(name: str, spec: Spec, form: Form, results: Mapping[str, Result]) -> tuple[tuple[str, str], ...]:
     first = next(iter(results.values()))
     own = [
         (f"{part}: {key}", value) for part, r in results.items() for key, value in panels.method(r) if key in PER_PART
     ]
     shared = [(key, value) for key, value in panels.method(first) if key in SHARED]
     seconds = sum(record.seconds for record in first.store.records())
+    return (*own, *shared, *method_lines(name, spec.paper, spec.cut, form, seconds))
+
+
+def method_lines(name: str, paper: str, cut: str, form: Form, seconds: float) -> tuple[tuple[str, str], ...]:
+    """What the pages of all studies say of how they were measured."""
     return (
-        ("paper", f"arXiv {spec.paper}"),
+        ("paper", f"arXiv {paper}"),
         ("form", form),
-        ("cut to", spec.cut or "nothing was cut"),
-        *own,
-        *shared,
+        ("cut to", cut or "nothing was cut"),
         ("cost", f"{seconds / 60:.0f} minutes of computing on one thread each"),
         ("run again", f"legato study {name}{FLAGS[form]}"),
     )

@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 from legato.lab import statistics
 from legato.lab.statistics import Comparison, Estimate
+from legato.stability.sensitivity import lr_sensitivity
 from legato.studies import objectives
-from legato.studies.classify import TrialConfig
 from legato.studies.plan import Plan, Rates, Results
+from legato.studies.tasks import Setting
 
-ReadArrays = Callable[[TrialConfig], dict[str, NDArray[np.generic]]]
+ReadArrays = Callable[[Setting], dict[str, NDArray[np.generic]]]
 
 
 @dataclass(frozen=True)
@@ -134,34 +135,35 @@ def _rows(plan: Plan, results: Results, arrays: ReadArrays, rates: Rates, noise:
     ]
 
 
-def _column(results: Results, configs: Sequence[TrialConfig], key: str) -> NDArray[np.float64]:
+def _column(results: Results, configs: Sequence[Setting], key: str) -> NDArray[np.float64]:
     return np.array([results[config][key] for config in configs], dtype=np.float64)
 
 
-def _robust(results: Results, configs: Sequence[TrialConfig]) -> Estimate | None:
+def _robust(results: Results, configs: Sequence[Setting]) -> Estimate | None:
     if "test_robust_error" not in results[configs[0]]:
         return None
     return statistics.t_interval(1 - _column(results, configs, "test_robust_error"))
 
 
-def _correct(arrays: ReadArrays, configs: Sequence[TrialConfig]) -> NDArray[np.float64]:
+def _correct(arrays: ReadArrays, configs: Sequence[Setting]) -> NDArray[np.float64]:
     """[S, N]: 1 where the prediction is the true label."""
     tables = [arrays(config) for config in configs]
     return np.stack([(t["prediction"] == t["true"]).astype(np.float64) for t in tables])
 
 
-def _tuning(plan: Plan, noise: float, arm: str) -> list[TrialConfig]:
-    return [c for c in plan.grid() if c.label_noise == noise and c.objective == arm]
+def _tuning(plan: Plan, noise: float, arm: str) -> list[Setting]:
+    """The trials that chose the arm's rate; none if the rates are fixed."""
+    rates = () if plan.fixed_rates else plan.learning_rates
+    return [plan.trial(noise, arm, rate, seed) for seed in plan.seeds for rate in rates]
 
 
 def _sensitivity(plan: Plan, results: Results, noise: float, arm: str, key: str) -> Estimate | None:
-    """Learning-rate sensitivity, one number a seed: mean over rates of min(value, value of a guess) - the best value."""
+    """Learning-rate sensitivity, one number a seed; a run that does worse than a guess counts as one."""
     if plan.fixed_rates or len(plan.learning_rates) < 2:
         return None
     values = np.array([[results[plan.trial(noise, arm, r, s)][key] for r in plan.learning_rates] for s in plan.seeds])
-    guess = np.array([[results[plan.trial(noise, arm, plan.learning_rates[0], s)][f"guess_{key}"]] for s in plan.seeds])
-    clipped = np.minimum(values, guess)
-    return statistics.t_interval((clipped - clipped.min(axis=1, keepdims=True)).mean(axis=1))
+    guess = [results[plan.trial(noise, arm, plan.learning_rates[0], s)][f"guess_{key}"] for s in plan.seeds]
+    return statistics.t_interval(lr_sensitivity(plan.learning_rates, values, guess))
 
 
 def verdict(summary: Summary, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from legato.studies.classify import TrialConfig
 from legato.studies.result import Result
+from legato.studies.tasks import Setting
 
 
 def replay(result: Result, name: str) -> None:
@@ -14,9 +15,10 @@ def replay(result: Result, name: str) -> None:
     from legato.training import tracker
 
     for config, record in result.records.items():
-        if not isinstance(config, TrialConfig):
+        if not isinstance(config, Setting):
             continue
-        told = f"{config.objective} noise={config.label_noise:g} rate={config.learning_rate:g} seed={config.seed}"
+        noise = f" noise={config.label_noise:g}" if isinstance(config, TrialConfig) else ""
+        told = f"{config.objective}{noise} rate={config.learning_rate:g} seed={config.seed}"
         run = f"{told}{' test' if config.reads_test else ''}"
         about = {"objective": config.objective, "learning_rate": config.learning_rate, "seed": config.seed}
         with tracker(name, result.folder / "tracking", run=run, config=about) as log:

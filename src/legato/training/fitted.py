@@ -37,7 +37,7 @@ class Fitted:
     history: list[Metrics]
     """An entry an epoch: epoch, step, train_loss, learning_rate, seconds, and what `validate` gave; None = not finite."""
     diverged: str | None
-    """None, or at which step and how the loss stopped being finite; the run ended there."""
+    """None, or at which step and how the loss stopped being finite, or the words of `stop`; the run ended there."""
     steps: int
     """Optimizer steps done."""
     seconds: float

@@ -1,6 +1,6 @@
 """The one training loop: any model, any objective, one process or several, stopped and taken up at any step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ def fit(
     schedule: Callable[[Optimizer, int], LRScheduler] | None = None,
     validate: Callable[[nn.Module], Mapping[str, float]] | None = None,
     best: str = "validation_error",
+    stop: Callable[[Sequence[Metrics]], str | None] | None = None,
     device: str | torch.device = "cpu",
     autocast: str | None = None,
     accumulate: int = 1,
@@ -57,6 +58,7 @@ def fit(
         validate: called after each epoch, in every process, with the model (the averaged one with `ema_decay`) in
             eval mode; autograd is left on.
         best: the metric of `validate` whose minimum marks the best weights.
+        stop: called with the history after each epoch, in every process; words end the run, as `Fitted.diverged`.
         device: a torch device; with an accelerator, its device counts instead.
         autocast: "bf16" for forward passes in bfloat16 where torch deems it safe.
         accumulate: batches an optimizer step, >= 1.
@@ -97,6 +99,7 @@ def fit(
         clip_norm=clip_norm,
         validate=validate,
         evaluated=model if average is None else average.module,
+        stop=stop,
         keep_best=KeepBest(best, folder, writes=placement.rank == 0),
         checkpoints=None if folder is None else Checkpoints(folder, checkpoint_seconds),
         log=log if placement.rank == 0 else None,

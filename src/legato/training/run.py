@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -66,6 +66,7 @@ class Run:
     clip_norm: float | None
     validate: Callable[[nn.Module], Mapping[str, float]] | None
     evaluated: nn.Module
+    stop: Callable[[Sequence[Metrics]], str | None] | None
     keep_best: KeepBest
     checkpoints: Checkpoints | None
     log: Callable[[Metrics], None] | None
@@ -198,6 +199,8 @@ class Run:
         self.epoch, self.position, self.epoch_seconds, self.losses = self.epoch + 1, 0, 0.0, EpochLosses()
         if self.log is not None:
             self.log(dict(entry))
+        if self.stop is not None and self.diverged is None:
+            self.diverged = self.stop(self.history)
         if due and self.diverged is None:
             self._checkpoint()
 
