@@ -74,7 +74,8 @@ def benchmarks() -> str:
 def _bench_section(path: Path) -> str:
     report = json.loads(path.read_text())
     facts = report["machine"]
-    rows = "\n".join(_bench_row(row) for row in report["rows"])
+    timed = "\n".join(_bench_row(row) for row in report["rows"] if "timing" in row)
+    counted = "\n".join(_counted_row(row) for row in report["rows"] if "products" in row)
     return f"""
 ## {path.stem.capitalize()}
 
@@ -82,8 +83,29 @@ def _bench_section(path: Path) -> str:
 
 | part | against | shape | time | A/A | memory | bar |
 |---|---|---|---|---|---|---|
-{rows}
+{timed}
+{COUNTED + counted if counted else ""}"""
+
+
+COUNTED = """
+Hessian products until the largest eigenvalue is within the error, the median over three start vectors, each solver at its best setting.
+
+| part | against | weights | ours | the peer's | bar | note |
+|---|---|---|---|---|---|---|
 """
+
+
+def _counted_row(row: dict) -> str:
+    theirs = (
+        "not installed"
+        if not row["installed"]
+        else "never"
+        if row["peer_products"] is None
+        else f"{row['peer_products']:g}"
+    )
+    bar = "" if row["met"] is None else f"{row['bar']:g}: {'met' if row['met'] else 'missed'}"
+    note = row["note"] if row["installed"] else ""
+    return f"| {row['part']} | {row['peer']} | {row['shape'][0]:,} | {row['products']:g} | {theirs} | {bar} | {note} |"
 
 
 def _bench_row(row: dict) -> str:

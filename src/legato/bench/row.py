@@ -1,13 +1,17 @@
 """One line of a benchmark, and the machine it was measured on, as plain data."""
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from legato.bench.timing import Timing
+
+if TYPE_CHECKING:
+    from legato.bench.flatness_spectrum import ProductRow
 
 MIB = 2**20
 
@@ -52,7 +56,7 @@ class Row:
         return in_time and in_memory and (self.rate_bar is None or self.per_second >= self.rate_bar)
 
 
-def as_json(rows: list[Row]) -> dict[str, Any]:
+def as_json(rows: "Sequence[Row | ProductRow]") -> dict[str, Any]:
     """The rows with the facts of this machine."""
     return {"machine": machine(), "rows": [{**asdict(row), "met": row.met} for row in rows]}
 

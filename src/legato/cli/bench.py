@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from legato.bench import Row
+    from legato.bench import ProductRow, Row
 
 
 def bench(room: str, *, seconds: float = 120.0, official: Path | None = None, out: Path | None = None) -> None:
@@ -38,8 +38,13 @@ def bench(room: str, *, seconds: float = 120.0, official: Path | None = None, ou
             out.write_text(json.dumps(report, indent=1) + "\n")
     console = Console()
     for part, shape in dict.fromkeys((row.part, row.shape) for row in rows):
+        same = [row for row in rows if (row.part, row.shape) == (part, shape)]
+        counted, timed = (
+            [r for r in same if isinstance(r, rooms.ProductRow)],
+            [r for r in same if isinstance(r, rooms.Row)],
+        )
         title = f"{part}, {' x '.join(map(str, shape))}"
-        console.print(_table(title, [row for row in rows if (row.part, row.shape) == (part, shape)]))
+        console.print(_counted(f"{title} weights", counted) if counted else _table(title, timed))
     facts = report["machine"]
     console.print(
         f"{facts['cpu']}, torch {facts['torch']}, {facts['threads']} thread. Process time; medians with 95% bootstrap intervals over "
@@ -61,6 +66,22 @@ def _table(title: str, rows: "Sequence[Row]") -> Any:
         ratio = f"{time.ratio.median:.2f} \\[{time.ratio.low:.2f}, {time.ratio.high:.2f}]"
         memory = f"{row.peak_mib:.0f} of {row.peer_peak_mib:.0f}"
         table.add_row(row.peer, f"{time.milliseconds:.1f}", ratio, f"{time.same.median:.2f}", memory, _bar(row))
+    return table
+
+
+def _counted(title: str, rows: "Sequence[ProductRow]") -> Any:
+    from rich import box
+    from rich.table import Column, Table
+
+    columns = (Column(name, justify="right", no_wrap=True) for name in ("ours", "peer's"))
+    table = Table(
+        Column("products against", min_width=20), *columns, Column("bar", min_width=10), "note",
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    for row in rows:
+        bar = "" if row.met is None else f"{row.bar:g} {'met' if row.met else 'missed'}"
+        theirs = "" if not row.installed else "never" if row.peer_products is None else f"{row.peer_products:g}"
+        table.add_row(row.peer, f"{row.products:g}", theirs, bar, row.note)
     return table
 
 

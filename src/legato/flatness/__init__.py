@@ -4,6 +4,7 @@ from legato.flatness.density import Density, spectral_density
 from legato.flatness.dynamics import Dynamics
 from legato.flatness.ensembling import TemporalEnsembling
 from legato.flatness.esam import ESAM
+from legato.flatness.lanczos import Eigenpairs, lanczos
 from legato.flatness.landscape import Landscape, Path, landscape, path_between
 from legato.flatness.looksam import LookSAM
 from legato.flatness.mesa import MESA
@@ -26,6 +27,7 @@ __all__ = [
     "SAM",
     "Density",
     "Dynamics",
+    "Eigenpairs",
     "GroupSharpness",
     "Landscape",
     "LookSAM",
@@ -38,6 +40,7 @@ __all__ = [
     "block_eigenvalues",
     "extreme_eigenvalues",
     "hessian_trace",
+    "lanczos",
     "landscape",
     "m_sharpness",
     "path_between",
