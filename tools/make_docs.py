@@ -16,7 +16,7 @@ Every claim stands in `studies/claims.toml`, with its metric and the smallest di
 run. A confirming run tunes nothing: it takes learning rates that were chosen on other seeds by validation data and committed, trains on
 fresh seeds, and reads the test set for the first time. A verdict is *shows* when the interval, corrected by Holm over all tested claims
 of the study, lies above that difference; *does not show* when it lies under it; else *undecided*. A point is a hundredth: of an accuracy, of a
-calibration error, of a rank correlation, of a nat, of a decade, or of the logarithm of a sharpness.
+calibration error, of a rank correlation, of a nat, or of a natural logarithm. Where claims are measured in another unit, it stands there.
 
 The tables are drawn from the packed results in `docs/evidence` by `python tools/make_docs.py`, and a test sees that they are current.
 """
@@ -47,9 +47,7 @@ Cut to: {spec.cut}.
 def _row(judged: Judged) -> str:
     claim = judged.claim
     words = claim.words if judged.difference else f"{claim.words} ({claim.reason})"
-    points = judged.difference.text(100, 1) if judged.difference else ""
-    needed = f"{100 * claim.minimal_effect:g}" if judged.difference else ""
-    return f"| {words} | {judged.verdict} | {points} | {needed} |"
+    return f"| {words} | {judged.verdict} | {judged.told} | {judged.needed} |"
 
 
 BENCH = """# Benchmarks

@@ -22,6 +22,6 @@ def run(name: str, smoke: bool, confirm: bool, workers: int | None, out: Path | 
             Column("verdict", no_wrap=True), Column("points [95%]", no_wrap=True), "claim", box=box.SIMPLE_HEAD
         )
         for row in judged:
-            table.add_row(row.verdict, row.difference.text(100, 1) if row.difference else "", row.claim.words)
+            table.add_row(row.verdict, row.told, row.claim.words)
         Console().print(table)
     print(f"{'tuned rates' if form == 'full' else 'page'}: {path}")

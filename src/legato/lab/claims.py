@@ -32,6 +32,8 @@ class Claim:
     baseline: str = ""
     label_noise: float = 0.0
     metric: str = "accuracy"
+    unit: str = "points"
+    """What differences are shown in; a point is a hundredth of the metric's own unit, any other name is that unit's."""
     minimal_effect: float = 0.0
     """Smallest difference arm - baseline, in the metric's own unit, that is worth the name."""
     reason: str = ""
@@ -42,6 +44,10 @@ class Claim:
                 f"claim {self.id}", expected="either a study or the reason why it is not tested", got=f"study={self.study!r}, reason={self.reason!r}"
             )  # fmt: skip
 
+    def shown(self, value: float) -> float:
+        """A difference in the unit that it is shown in."""
+        return 100 * value if self.unit == "points" else value
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -51,6 +57,19 @@ class Judged:
     verdict: str
     difference: Estimate | None = None
     p_value: float | None = None
+
+    @property
+    def told(self) -> str:
+        """The difference with its interval and unit; empty where nothing was measured."""
+        if self.difference is None:
+            return ""
+        points = self.claim.unit == "points"
+        return self.difference.text(100, 1) if points else f"{self.difference.text(1, 2)} {self.claim.unit}"
+
+    @property
+    def needed(self) -> str:
+        """The smallest difference that is worth the name; empty where nothing was measured."""
+        return "" if self.difference is None else f"{self.claim.shown(self.claim.minimal_effect):g}"
 
 
 def load(path: Path) -> tuple[Claim, ...]:

@@ -29,14 +29,15 @@ def assemble(
     name: str, title: str, form: Form, judged: Sequence[Judged], shown: Sequence[Panel], method: tuple[tuple[str, str], ...]
 ) -> Page:  # fmt: skip
     """The page of any study: the verdicts on top, then what it shows, then how it was measured."""
+    figures = _forests(judged, _verdict(judged)) if judged else []
     verdict = _verdict(judged) if judged else f"Form {form}: everything runs. Only the form confirm gives verdicts"
     return Page(
         title=f"legato study {name}: {title}",
         verdict=verdict,
-        figure=_forest(judged, verdict),
+        figure=figures[0] if figures else None,
         tables=(_claims(judged),) if judged else (),
         code="",
-        panels=(*_words(judged), *shown),
+        panels=(*_words(judged, figures[1:]), *shown),
         method=method,
     )
 
@@ -47,30 +48,32 @@ def _verdict(judged: Sequence[Judged]) -> str:
     return f"Of {len(judged)} claims {', '.join(told)}"
 
 
-def _forest(judged: Sequence[Judged], verdict: str) -> Figure | None:
+def _forests(judged: Sequence[Judged], verdict: str) -> list[Figure]:
+    """The differences with their intervals, a figure for each unit, that of most claims first."""
+    measured = [j for word in WORDS for j in judged if j.verdict == word and j.difference is not None]
+    units = [unit for unit, _ in Counter(j.claim.unit for j in measured).most_common()]
+    return [_forest([j for j in measured if j.claim.unit == unit], unit, verdict) for unit in units]
+
+
+def _forest(judged: Sequence[Judged], unit: str, verdict: str) -> Figure:
     rows = [
-        Interval(j.verdict, j.verdict, j.claim.id, *(100 * v for v in (j.difference.mean, j.difference.low, j.difference.high)))
-        for word in WORDS
+        Interval(j.verdict, j.verdict, j.claim.id, *(j.claim.shown(v) for v in (d.mean, d.low, d.high)))
         for j in judged
-        if j.verdict == word and j.difference is not None
-    ]  # fmt: skip
-    if not rows:
-        return None
+        if (d := j.difference) is not None
+    ]
     colours = palette.colours(WORDS[:3], WORDS[2])
+    name = "claims" if unit == "points" else f"claims-{unit.replace(' ', '-')}"
     caption = "Intervals are paired over seeds and corrected over all tested claims; the line at 0 is no difference."
-    return plots.forest("claims", rows, colours, unit="points in favour of the claim", alt=verdict, caption=caption)
+    return plots.forest(name, rows, colours, unit=f"{unit} in favour of the claim", alt=verdict, caption=caption)
 
 
 def _claims(judged: Sequence[Judged]) -> Table:
-    def points(j: Judged) -> Cell:
-        return Cell(j.difference.text(100, 1), j.difference.mean) if j.difference else Cell("", None)
-
     rows = tuple(
         (
             Cell(j.claim.id),
             Cell(j.verdict),
-            points(j),
-            Cell(f"{100 * j.claim.minimal_effect:g}", j.claim.minimal_effect) if j.difference else Cell("", None),
+            Cell(j.told, j.difference.mean if j.difference else None),
+            Cell(j.needed, j.claim.minimal_effect if j.difference else None),
             Cell(f"{j.p_value:.2g}", j.p_value) if j.p_value is not None else Cell("", None),
         )
         for j in judged
@@ -78,12 +81,12 @@ def _claims(judged: Sequence[Judged]) -> Table:
     return Table(("claim", "verdict", "points [95%, Holm]", "needed", "p"), rows)
 
 
-def _words(judged: Sequence[Judged]) -> list[Panel]:
+def _words(judged: Sequence[Judged], figures: Sequence[Figure]) -> list[Panel]:
     told = [
         (j.claim.id, f"{j.claim.words}{f' Not tested here: {j.claim.reason}.' if j.claim.reason else ''}")
         for j in judged
     ]
-    return [Panel("The claims in words", items=tuple(told))] if told else []
+    return [Panel("The claims in words", figures=tuple(figures), items=tuple(told))] if told else []
 
 
 def _part(part: str, result: Result) -> Panel:
