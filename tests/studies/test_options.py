@@ -42,6 +42,11 @@ def test_accuracy_under_attack_is_that_of_the_saved_model_on_pixels(attacked):
     """The stored network, fed with standardised pixels, is broken by the same attack as often as the table says."""
     folder = next((attacked.folder / "models").glob("ce*"))
     card = json.loads((folder / "model.json").read_text())
+    assert (card["data"], card["seed"], card["train_rows"]) == (
+        attacked.plan.setting.data,
+        attacked.plan.seeds[0],
+        attacked.plan.setting.train_rows,
+    )
     net = training.load_model(folder, nets.build)
     layer = nets.Standardise(*(torch.tensor(card["standardisation"][key]) for key in ("mean", "deviation")))
     test = data.to_unit(data.load("digits", seed=0)).test

@@ -249,7 +249,12 @@ def _save(models: Path, config: TrialConfig, task: Task, model: nn.Module) -> No
         task.num_classes,
         objective=config.objective,
         learning_rate=config.learning_rate,
+        data=config.data,
+        data_sha256=config.data_sha256,
+        seed=config.seed,
+        train_rows=config.train_rows,
         label_noise=config.label_noise,
+        noise_kind=config.noise_kind,
         class_names=list(task.class_names),
         standardisation={"mean": task.mean.tolist(), "deviation": task.deviation.tolist()},
     )
