@@ -60,12 +60,7 @@ def measure(name: str, experiment: Experiment, form: Form, folder: Path, *, work
 
 def judge(name: str, experiment: Experiment, records: Sequence[Record]) -> list[Judged]:
     """Give every claim of the paper that this study looks at its verdict, corrected over all of them."""
-    all_claims = verdicts.claims_of(experiment.paper)
-    first = next(
-        claim.study for claim in all_claims if claim.study
-    )  # it tells also what no study of the paper can test
-    own = [claim for claim in all_claims if claim.study in ((name, "") if name == first else (name,))]
-    return claims.judge(own, experiment.measures(records))
+    return claims.judge(verdicts.claims_for(name, experiment.paper), experiment.measures(records))
 
 
 def page(

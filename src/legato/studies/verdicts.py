@@ -24,11 +24,18 @@ def claims_of(paper: str) -> tuple[Claim, ...]:
     return tuple(claim for claim in claims.load(path) if claim.paper == paper)
 
 
+def claims_for(study: str, paper: str) -> tuple[Claim, ...]:
+    """The claims that a study tests; the paper's first study also tells those that no run can test."""
+    all_claims = claims_of(paper)
+    first = next((claim.study for claim in all_claims if claim.study), "")
+    return tuple(claim for claim in all_claims if claim.study == study or (not claim.study and study == first))
+
+
 def judge(study: str, paper: str, results: Mapping[str, Result]) -> list[Judged]:
     """Give every claim of the paper its verdict, corrected over all of them."""
-    all_claims = claims_of(paper)
-    measured = {claim.id: _measured(claim, results) for claim in all_claims if claim.study == study}
-    return claims.judge([claim for claim in all_claims if claim.study in (study, "")], measured)
+    asked = claims_for(study, paper)
+    measured = {claim.id: _measured(claim, results) for claim in asked if claim.study}
+    return claims.judge(asked, measured)
 
 
 def _measured(claim: Claim, results: Mapping[str, Result]) -> NDArray[np.float64]:
