@@ -58,6 +58,7 @@ def test_the_benchmark_page_is_what_was_measured():
     if not (ROOT / "docs" / "benchmarks" / "losses.json").exists():
         pytest.skip("no measurement is stored")
     assert (ROOT / "docs" / "benchmarks.md").read_text() == tool().benchmarks()
+    assert (ROOT / "docs" / "performance.md").read_text() == tool().performance()
 
 
 def test_the_evidence_page_is_what_the_packed_results_say():

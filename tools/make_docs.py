@@ -1,9 +1,10 @@
-"""Write docs/evidence.md, the pages beside it, and docs/benchmarks.md from stored results: `python tools/make_docs.py`."""
+"""Write docs/evidence.md, the pages beside it, docs/benchmarks.md and docs/performance.md from stored results: `python tools/make_docs.py`."""
 
 import json
 import shutil
 from pathlib import Path
 
+from legato.bench import ROOMS, Bar, bars
 from legato.lab.claims import Judged
 from legato.lab.pack import open_results
 from legato.studies import study
@@ -119,6 +120,47 @@ def _bench_row(row: dict) -> str:
     )
 
 
+PERFORMANCE = """# Performance
+
+Every bar that we set ourselves, and whether it is met. A ratio is ours divided by what you would use instead, with its 95% interval where it was
+timed; a bar on time is met when that interval begins at or below it. The [benchmarks](benchmarks.md) have the rows without a bar too, and say how all
+was measured. `legato bench all --out FILE` measures every bar anew, in one table.
+
+The table is drawn from `docs/benchmarks` by `python tools/make_docs.py`.
+"""
+
+
+def performance() -> str:
+    """The page of bars."""
+    reports = {path.stem: json.loads(path.read_text()) for path in sorted((DOCS / "benchmarks").glob("*.json"))}
+    found = [bar for room, report in reports.items() for bar in bars(room, report["rows"])]
+    count = {word: sum(bar.met == word for bar in found) for word in ("met", "missed", "not installed")}
+    told = ", ".join(f"{number} {word}" for word, number in count.items() if number)
+    machines: dict[str, list[str]] = {}
+    for room, report in reports.items():
+        facts = report["machine"]
+        machines.setdefault(f"{facts['cpu']}, torch {facts['torch']}, {facts['threads']} thread", []).append(room)
+    missing = sorted(set(ROOMS) - set(reports))
+    return "\n".join(
+        [
+            PERFORMANCE,
+            f"Of {len(found)} bars: {told}.\n",
+            "| room | part | against | shape | what | ours | theirs | ratio | bar | |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+            *(_performance_row(bar) for bar in found),
+            "",
+            *(f"- {', '.join(rooms)}: {machine}" for machine, rooms in machines.items()),
+            *([f"- {', '.join(missing)}: nothing is stored yet"] if missing else []),
+            "",
+        ]
+    )
+
+
+def _performance_row(bar: Bar) -> str:
+    met = f"**{bar.met}**" if bar.met == "missed" else bar.met
+    return f"| {bar.room} | {bar.part} | {bar.against} | {bar.shape} | {bar.what} | {bar.ours} | {bar.peer} | {bar.ratio} | {bar.bar} | {met} |"
+
+
 def main() -> None:
     """Write everything."""
     for path in (DOCS / "evidence").glob("*.jsonl.xz"):
@@ -127,6 +169,7 @@ def main() -> None:
         shutil.rmtree(page.parent)
     (DOCS / "evidence.md").write_text(evidence())
     (DOCS / "benchmarks.md").write_text(benchmarks())
+    (DOCS / "performance.md").write_text(performance())
 
 
 if __name__ == "__main__":

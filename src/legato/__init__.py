@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from legato.training import fit
 
 
-_ROOMS = ("data", "diffusion", "flatness", "losses", "online", "stability", "training")
+_ROOMS = ("data", "diffusion", "distillation", "flatness", "losses", "online", "stability", "training")
 
 
 def __getattr__(name: str) -> Any:

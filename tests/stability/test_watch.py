@@ -1,127 +1,18 @@
 """The watcher: right numbers, not a bit of the run changed, and nothing left behind."""
 
-import copy
 import math
 import warnings
 
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode
+from watched_models import VOCABULARY, Decoder, Encoder, adam, hooks, loss_of, made, rms, step, tokens, trained
 
 from legato.errors import LegatoTypeError, LegatoValueError, LegatoWarning
-from legato.stability.readings import adam_share, find_blocks, output_logits, plain_name
+from legato.stability.readings import adam_share
 from legato.stability.watch import watch
-
-VOCABULARY = 11
-
-
-class Block(nn.Module):
-    """Pre-norm attention and MLP, causal."""
-
-    def __init__(self, width, heads, dropout):
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.joint, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-
-    def queries_and_keys(self, x):
-        return self.joint(self.before(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-
-    def forward(self, x):
-        q, k, v = self.queries_and_keys(x)
-        mixed = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=True
-        )
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        return x + self.mlp(self.between(x))
-
-
-class Decoder(nn.Module):
-    """A language model of a few thousand weights."""
-
-    def __init__(self, width=16, layers=2, heads=2, dropout=0.0):
-        super().__init__()
-        self.embed = nn.Embedding(VOCABULARY, width)
-        self.blocks = nn.ModuleList([Block(width, heads, dropout) for _ in range(layers)])
-        self.head = nn.Linear(width, VOCABULARY, bias=False)
-
-    def forward(self, tokens):
-        x = self.embed(tokens)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)
-
-
-class Encoder(nn.Module):
-    """Torch's own encoder, whose attention is nn.MultiheadAttention with dropout."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(VOCABULARY, 16)
-        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True)
-        self.body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.head = nn.Linear(16, VOCABULARY)
-
-    def forward(self, tokens):
-        return self.head(self.body(self.embed(tokens)))
-
-
-def made(kind=Decoder, seed=0, dtype=torch.float64, **options):
-    torch.manual_seed(seed)
-    return kind(**options).to(dtype)
-
-
-def tokens(seed=0, rows=4, length=9):
-    return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
-def loss_of(model, batch):
-    output = model(batch[:, :-1])
-    logits = getattr(output, "logits", output)
-    return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
-
-
-def adam(model, **options):
-    return torch.optim.AdamW(model.parameters(), **{"lr": 0.01, **options})
-
-
-def step(model, optimizer, batch, clip=None):
-    optimizer.zero_grad()
-    loss = loss_of(model, batch)
-    loss.backward()
-    if clip is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
-    optimizer.step()
-    return loss.detach()
-
-
-def rms(tensor):
-    return float(tensor.detach().double().square().mean().sqrt())
-
-
-def hooks(model, optimizer):
-    """Everything that a hook could have been left in."""
-    kept = ["_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_forward_hooks_always_called",
-            "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"]  # fmt: skip
-    found = [(name, kind) for name, module in model.named_modules() for kind in kept if getattr(module, kind)]
-    return found, len(optimizer._optimizer_step_pre_hooks), len(optimizer._optimizer_step_post_hooks)
-
-
-def trained(model, steps, watched, **options):
-    """What is left after some steps: weights, moments, losses, and the state of the random numbers."""
-    model, torch_state = copy.deepcopy(model), torch.manual_seed(1)
-    optimizer, losses = adam(model), []
-    if watched:
-        with watch(model, optimizer, **options):
-            losses = [step(model, optimizer, tokens(seed), clip=1.0) for seed in range(steps)]
-    else:
-        losses = [step(model, optimizer, tokens(seed), clip=1.0) for seed in range(steps)]
-    moments = [value for state in optimizer.state.values() for value in state.values()]
-    return [*model.state_dict().values(), *moments, torch.stack(losses), torch_state.get_state()]
 
 
 @pytest.mark.parametrize(
@@ -233,23 +124,6 @@ def test_validation_is_left_out():
     assert one.latest == two.latest
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointed_activations_count_once(reentrant):
-    class Checkpointed(Decoder):
-        def forward(self, batch):
-            x = self.embed(batch)
-            for block in self.blocks:
-                x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=reentrant)
-            return self.head(x)
-
-    model, other = made(Checkpointed), made()
-    first, second = adam(model), adam(other)
-    with watch(model, first) as one, watch(other, second) as two:
-        step(model, first, tokens())
-        step(other, second, tokens())
-    assert one.latest == two.latest and one.seen["scaled_dot_product_attention"] == 2
-
-
 def test_nothing_is_left_behind():
     model = made()
     optimizer = adam(model)
@@ -341,133 +215,6 @@ def test_a_scaled_gradient_is_read_without_its_factor():
     assert one.latest.gradient_rms == pytest.approx(two.latest.gradient_rms, rel=1e-5)
 
 
-def test_frozen_unused_and_sparse_parameters():
-    model = made()
-    model.embed.sparse = True
-    model.blocks[0].out.weight.requires_grad_(False)
-    model.spare = nn.Parameter(torch.zeros(0))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with watch(model, optimizer) as watcher:
-        step(model, optimizer, tokens())
-    reading = watcher.latest
-    assert "blocks.0.out.weight" not in reading.update_rms and "spare" not in reading.gradient_rms
-    assert reading.update_rms["spare"] == 0.0
-    assert reading.gradient_rms["embed.weight"] == pytest.approx(rms(model.embed.weight.grad.to_dense()), rel=1e-9)
-    assert reading.update_rms["embed.weight"] == pytest.approx(0.1 * reading.gradient_rms["embed.weight"], rel=1e-9)
-
-
-@pytest.mark.slow
-def test_compiled_models_are_seen_on_watched_steps():
-    model = made()
-    compiled = torch.compile(model, backend="eager")
-    optimizer = adam(model)
-    with watch(compiled, optimizer, every=2) as watcher:
-        for seed in range(4):
-            step(compiled, optimizer, tokens(seed))
-    assert list(watcher.latest.attention) == ["blocks.0", "blocks.1"] and "blocks.1" in watcher.latest.block_rms
-    assert "head.weight" in watcher.latest.gradient_rms and hooks(compiled, optimizer) == ([], 0, 0)
-    assert torch._dynamo.eval_frame._stance.stance == "default"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_hugging_face_models(kind, attention):
-    """Small random ones, built without a download."""
-    transformers = pytest.importorskip("transformers")
-    sizes = {"vocab_size": VOCABULARY, "attn_implementation": attention}
-    torch.manual_seed(0)
-    if kind == "gpt2":
-        config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=16, **sizes)
-        model, names = transformers.GPT2LMHeadModel(config), ["transformer.h.0.attn", "transformer.h.1.attn"]
-    else:
-        config = transformers.LlamaConfig(
-            hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            max_position_embeddings=16, **sizes,
-        )  # fmt: skip
-        model, names = transformers.LlamaForCausalLM(config), ["model.layers.0.self_attn", "model.layers.1.self_attn"]
-    model.train()
-    plain = trained(model, 4, watched=False)
-    watched = trained(model, 4, watched=True, every=2)
-    assert all(torch.equal(one, other) for one, other in zip(plain, watched, strict=True))
-    optimizer = adam(model)
-    with watch(model, optimizer) as watcher:
-        step(model, optimizer, tokens())
-    reading = watcher.latest
-    assert list(reading.attention) == names and reading.logits is not None and len(reading.block_rms) == 2
-    for layer in reading.attention.values():
-        assert len(layer.max) == config.num_attention_heads
-        ends = zip(layer.lower, layer.max, layer.upper, layer.entropy, strict=True)
-        assert all(low - 1e-5 <= top <= high + 1e-5 and 0 < entropy < math.log(8) for low, top, high, entropy in ends)
-
-
-def test_two_attentions_of_one_module_have_two_names():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = nn.Sequential(Block(16, 2, 0.0))
-
-        def forward(self, x):
-            own = F.scaled_dot_product_attention(x, x, x)
-            return F.scaled_dot_product_attention(self.inner(own), x, x)
-
-    model = made(Twice)
-    optimizer = adam(model)
-    with watch(model, optimizer) as watcher:
-        model(torch.randn(2, 5, 16, dtype=torch.float64)).sum().backward()
-        optimizer.step()
-    assert list(watcher.latest.attention) == ["model", "inner.0", "model#1"]
-
-
-def test_what_cannot_be_seen_is_handed_in():
-    model = nn.Linear(4, 4)
-    optimizer = adam(model)
-    z = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0)).masked_fill(
-        ~torch.ones(5, 5).tril().bool(), -math.inf
-    )
-    with warnings.catch_warnings(), watch(model, optimizer, every=2) as watcher:
-        warnings.simplefilter("error")
-        for _ in range(2):
-            model(torch.ones(2, 4)).sum().backward()
-            watcher.observe("flex", z.logsumexp(-1), torch.arange(1, 6), largest=z.amax(-1))
-            watcher.observe("package", z.logsumexp(-1))
-            optimizer.step()
-    [reading] = watcher.readings
-    want = z.amax((0, 2, 3)).tolist()
-    assert reading.attention["flex"].max == want and reading.attention["flex"].source == "given"
-    for layer in reading.attention.values():
-        assert all(
-            low <= top + 1e-6 and top <= high + 1e-6
-            for low, top, high in zip(layer.lower, want, layer.upper, strict=True)
-        )
-    assert reading.attention["package"].max is None and reading.attention["package"].entropy is None
-
-
-def test_a_model_without_attention_says_what_saw_nothing():
-    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
-    optimizer = adam(model)
-    with (
-        pytest.warns(
-            LegatoWarning,
-            match="scaled_dot_product_attention: 0 calls, multi_head_attention_forward: 0 calls, softmax: 0",
-        ),
-        watch(model, optimizer) as watcher,
-    ):
-        model(torch.ones(2, 4)).sum().backward()
-        optimizer.step()
-    assert watcher.latest.attention == {} and watcher.latest.gradient_rms
-
-
-def test_a_model_that_is_not_called_is_named():
-    model = made()
-    optimizer = adam(model)
-    with pytest.warns(LegatoWarning, match="was not called with gradients on"), watch(model, optimizer):
-        model.head.weight.sum().backward()
-        optimizer.step()
-    with pytest.warns(LegatoWarning, match="did not step"), watch(model, optimizer):
-        pass
-
-
 def test_alarms_are_warned_of_once():
     model = made()
     optimizer = adam(model)
@@ -481,36 +228,6 @@ def test_alarms_are_warned_of_once():
     assert [(alarm.rule, alarm.where) for alarm in watcher.alarms].count(("attention limit", "blocks.1")) == 1
     assert sum("blocks.1" in str(warning.message) for warning in caught) == len(
         [a for a in watcher.alarms if a.where == "blocks.1"]
-    )
-
-
-def test_blocks_and_logits_are_found():
-    model = made()
-    assert list(find_blocks(model)) == ["blocks.0", "blocks.1"]
-    assert list(find_blocks(Encoder())) == ["body.layers.0", "body.layers.1"]
-    assert find_blocks(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))) == {}
-    assert plain_name("module._orig_mod.blocks.0._orig_mod.mlp") == "blocks.0.mlp"
-    z = torch.ones(2, 3)
-    assert output_logits(z) is z and output_logits({"logits": z}) is z and output_logits((torch.ones(()), z)) is z
-    assert (
-        output_logits(torch.ones(())) is None
-        and output_logits(torch.ones(2, 1)) is None
-        and output_logits(None) is None
-    )
-
-
-def test_logits_of_one_s_own_choice():
-    model = made()
-    optimizer = adam(model)
-    with watch(model, optimizer, logits=lambda output: output[..., :2].masked_fill(output[..., :2] > 1e9, 0)) as some:
-        step(model, optimizer, tokens())
-    with watch(model, optimizer, logits=None, updates=False, entropy=False, exact_every=0) as none:
-        step(model, optimizer, tokens())
-    assert some.latest.logits.log_z < 3
-    assert (
-        none.latest.logits is None
-        and none.latest.update_rms == {}
-        and none.latest.attention["blocks.0"].entropy is None
     )
 
 

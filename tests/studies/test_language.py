@@ -1,4 +1,4 @@
-"""One trial of the task language: what it minimises, what it reads, when it is lost, and the whole comparison in small."""
+"""One trial of the task language: what it minimises, what it reads, when it is lost."""
 
 import dataclasses
 import math
@@ -11,11 +11,10 @@ import torch
 from torch.nn import functional as F
 
 from legato.data.text import TextBatches, load_text, windows
-from legato.errors import DataError, LegatoError, LegatoValueError
+from legato.errors import DataError, LegatoValueError
 from legato.lab.trial import trial_hash
 from legato.stability.z_loss import z_loss
-from legato.studies import compare, cost, language, objectives
-from legato.studies.config import CompareConfig, LanguageOptions
+from legato.studies import language
 from legato.studies.language import (
     LanguageConfig,
     check_objective,
@@ -27,7 +26,6 @@ from legato.studies.language import (
     trial,
 )
 from legato.studies.language_tokens import attention
-from legato.studies.result import open_result
 
 TINY = {
     "width": 16,
@@ -219,6 +217,7 @@ def test_the_test_text_is_read_only_when_asked(text):
     held = windows(text.test, 16, 16)[:, 1:].flatten()
     assert np.array_equal(reading.arrays["true"], held.numpy())
     assert reading.metrics["test_nll"] == pytest.approx(float(reading.arrays["nll"].mean()), rel=1e-5)
+    assert reading.metrics["test_nll_scaled"] == pytest.approx(float(reading.arrays["nll_scaled"].mean()), rel=1e-5)
     assert reading.metrics["test_error"] == pytest.approx(
         (reading.arrays["prediction"] != reading.arrays["true"]).mean()
     )
@@ -251,86 +250,3 @@ def test_bad_input(text):
     with pytest.raises(DataError, match="begin a new folder"):
         trial(dataclasses.replace(config(text), data_sha256="0" * 64), text=text)
     check_objective("ce+z-loss:1e-4+sam+weight-decay:0.1")
-
-
-@pytest.fixture(scope="module")
-def compared(text_file, tmp_path_factory):
-    options = LanguageOptions(
-        width=8, depth=1, heads=1, length=16, batch_size=4, steps=12, checks=2, validation_rows=16
-    )
-    asked = CompareConfig(
-        data=str(text_file), task="language", objectives=("ce+z-loss:0.5", "ce"), seeds=2, learning_rates=(0.001, 0.03), workers=1,
-        select_by="nll", language=options, out=tmp_path_factory.mktemp("compared"),
-    )  # fmt: skip
-    rounds, cost.MOST_ROUNDS = cost.MOST_ROUNDS, cost.FEWEST_ROUNDS
-    try:
-        return asked, compare.run(asked)
-    finally:
-        cost.MOST_ROUNDS = rounds
-
-
-def test_a_comparison_of_objectives_on_text(compared, text):
-    _, result = compared
-    assert result.plan.arms == ("ce", "ce+z-loss:coefficient=0.5")
-    assert len(result.records) == 2 * 2 * 2 + 2 * 2 + 1
-    for arm in result.plan.arms:
-        means = {
-            rate: np.mean(
-                [result.metrics(result.plan.trial(0.0, arm, rate, seed))["validation_nll_scaled"] for seed in (0, 1)]
-            )
-            for rate in (0.001, 0.03)
-        }
-        assert result.rates[0.0, arm] == min(means, key=means.get)
-    by_hand = trial(result.readings(0.0, "ce")[1], text=text)
-    assert result.metrics(result.readings(0.0, "ce")[1])["test_nll"] == by_hand.metrics["test_nll"]
-    row = result.table()[0]
-    assert 1 - row["accuracy"] == pytest.approx(result.column(0.0, "ce", "test_error").mean())
-    assert "decoder of width 8 and depth 1" in result.verdict
-    assert "ZLoss(0.5)" in objectives.parse(result.plan.arms[1]).around[0]
-
-
-def test_its_page_is_drawn_from_the_store_alone(compared):
-    _, result = compared
-    page = open_result(result.folder).page().read_text()
-    assert "windows of validation text" in page
-    assert "Which classes?" not in page
-    assert open_result(result.folder).table() == result.table()
-
-
-def test_the_same_command_again_trains_nothing(compared):
-    asked, result = compared
-    before = {path.name: path.stat().st_mtime_ns for path in (result.folder / "trials").iterdir()}
-    assert compare.run(asked).table() == result.table()
-    assert {path.name: path.stat().st_mtime_ns for path in (result.folder / "trials").iterdir()} == before
-
-
-def test_the_grid_is_counted_beforehand(compared):
-    plan, size = compare.estimate(compared[0])
-    assert size.trials == 12
-    assert plan == compared[1].plan
-
-
-def test_each_task_has_data_of_its_own():
-    assert CompareConfig().data == "fashion-mini"
-    assert CompareConfig(task="language").data == "python"
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"epochs": 3}, "epochs: expected nothing, for the task language"),
-        ({"batch_size": 4}, "Fix: --language.batch-size"),
-        ({"label_noise": (0.4,)}, "label_noise: expected nothing"),
-        ({"objectives": ("ce+saf:1",)}, "losses of logits and targets"),
-        ({"language": LanguageOptions(heads=3)}, "heads: expected a divisor"),
-        ({"language": LanguageOptions(length=500_000)}, "at least 500001 bytes in each span"),
-        ({"language": LanguageOptions(steps=7)}, "steps: expected a multiple"),
-        ({"task": "classify"}, "Fix: --task language"),
-        ({"task": "langage"}, "Did you mean 'language'"),
-        ({"data": "pyton"}, "Did you mean 'python'"),
-    ],
-)
-def test_what_a_comparison_on_text_cannot_use(compared, tmp_path, changes, words):
-    with pytest.raises(LegatoError, match=words):
-        compare.run(dataclasses.replace(compared[0], out=tmp_path / "run", **changes))
-    assert not (tmp_path / "run").exists()

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from legato.cli.distill import Distill
+from legato.cli.doctor import Doctor
 from legato.cli.guarantee import Guarantee
 from legato.cli.istd import Istd
 from legato.cli.labels import Labels
@@ -78,7 +80,7 @@ class Study:
     """
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
-    """adversarial, comp-sum, ensloss, online, proxies, saf, selector or smooth-diffusion."""
+    """adversarial, ast, comp-sum, ensloss, online, proxies, saf, selector or smooth-diffusion; all for one after the other."""
     smoke: bool = False
     """Seconds: does everything run? No verdict."""
     confirm: bool = False
@@ -102,7 +104,7 @@ class Bench:
     """Time and memory of a room against the peers that you would use instead."""
 
     room: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ROOM")] = "losses"
-    """losses, flatness, online, stability or smooth."""
+    """losses, flatness, online, stability, smooth or distillation; all for every bar of every room, in one table."""
     seconds: Annotated[float, tyro.conf.arg(metavar="N")] = 300.0
     """About how long to measure."""
     official: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -122,6 +124,7 @@ TABLE: Mapping[str, Callable[..., Any]] = {
     "guarantee": Guarantee,
     "sharpness": Sharpness,
     "labels": Labels,
+    "distill": Distill,
     "online": Online,
     "stability": Stability,
     "train-diffusion": TrainDiffusion,
@@ -133,4 +136,5 @@ TABLE: Mapping[str, Callable[..., Any]] = {
     "page": Page,
     "data": Data,
     "objectives": Objectives,
+    "doctor": Doctor,
 }

@@ -2,21 +2,34 @@
 
 import sys
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from legato.lab.statistics import Estimate
 from legato.studies import compare, summary
 from legato.studies.config import CompareConfig
 from legato.studies.result import Result
+from legato.studies.score import Score
 from legato.studies.summary import ArmRow
 
-LEGEND = (
-    "Accuracy is on the test set's true labels; intervals are 95%. NLL is at a temperature fitted on validation labels. ECE is the "
-    "calibration error against labels with the noise of training: raw, scaled with that temperature, and raw against the true labels. "
-    "Sens.: mean validation error over the learning rates above that of the best one. Step: time of a step, relative.\n"
-)
+Columns: TypeAlias = Mapping[str, Callable[[ArmRow], str]]
+
+LEGENDS = {
+    "accuracy": (
+        "Accuracy is on the test set's true labels; intervals are 95%. NLL is at a temperature fitted on validation labels. ECE is the "
+        "calibration error against labels with the noise of training: raw, scaled with that temperature, and raw against the true labels. "
+        "Sens.: mean validation error over the learning rates above that of the best one. Step: time of a step, relative.\n"
+    ),
+    "loss": (
+        "Nats a byte: cross-entropy on test text at a temperature fitted on validation text, raw in the second table; intervals are 95%. "
+        "ECE is the calibration error of the next byte, raw and scaled with that temperature. Sens.: mean validation loss over the learning "
+        "rates above that of the best one. Step: time of a step, relative.\n"
+    ),
+}
+"""By the name of the score."""
 
 
 def run(config: CompareConfig) -> None:
@@ -25,14 +38,14 @@ def run(config: CompareConfig) -> None:
         _estimate(config)
         return
     result = compare.run(config)
-    console = Console()
+    console, score = Console(), result.plan.judged_by
     for noise in result.plan.label_noise:
-        title = f"{result.plan.setting.data}, {summary.condition(noise)}"
-        console.print(_table(result, noise, ACCURACY, title), _table(result, noise, BESIDE))
+        title = f"{result.plan.setting.data}, {summary.condition(noise, score)}"
+        console.print(_table(result, noise, ranked(score), title), _table(result, noise, BESIDE[score.name]))
         for reference in result.summary.references:
             if reference.noise == noise:
                 console.print(f"{reference.name}: {reference.accuracy.text(100, 1)} % accuracy\n", highlight=False)
-    console.print(LEGEND, highlight=False)
+    console.print(LEGENDS[score.name], highlight=False)
     console.print(result.verdict, style="bold", highlight=False)
     console.print(f"\n{result.code}\n", highlight=False, markup=False)
     print(f"page: {result.page()}")
@@ -49,7 +62,7 @@ def _estimate(config: CompareConfig) -> None:
         print(note, file=sys.stderr)
 
 
-def _table(result: Result, noise: float, columns: Mapping[str, Callable[[ArmRow], str]], title: str = "") -> Table:
+def _table(result: Result, noise: float, columns: Columns, title: str = "") -> Table:
     table = Table(
         title=title or None,
         title_justify="left",
@@ -69,29 +82,44 @@ def _table(result: Result, noise: float, columns: Mapping[str, Callable[[ArmRow]
     return table
 
 
-def _difference(row: ArmRow) -> str:
-    return row.difference.difference.text(100, 1) if row.difference else "baseline"
+def ranked(score: Score) -> Columns:
+    """What was reached."""
+    return {
+        "objective": lambda row: row.label,
+        "rate": lambda row: f"{row.learning_rate:g}",
+        score.heading: lambda row: score.text(row.value),
+        "under attack %": lambda row: row.robust.text(100, 1) if row.robust else "",
+        score.gain: lambda row: score.text(row.difference.difference) if row.difference else "baseline",
+        "p (Holm)": lambda row: f"{row.difference.p_value:.2g}" if row.difference else "",
+    }
 
 
-def _sensitivity(row: ArmRow) -> str:
-    return f"{row.sensitivity.mean:.3f}" if row.sensitivity else ""
+def _mean(estimate: Estimate | None) -> str:
+    return f"{estimate.mean:.3f}" if estimate else ""
 
 
-ACCURACY: Mapping[str, Callable[[ArmRow], str]] = {
-    "objective": lambda row: row.label,
-    "rate": lambda row: f"{row.learning_rate:g}",
-    "accuracy %": lambda row: row.accuracy.text(100, 1),
-    "under attack %": lambda row: row.robust.text(100, 1) if row.robust else "",
-    "difference": _difference,
-    "p (Holm)": lambda row: f"{row.difference.p_value:.2g}" if row.difference else "",
-}
-BESIDE: Mapping[str, Callable[[ArmRow], str]] = {
-    "objective": lambda row: row.label,
-    "NLL": lambda row: f"{row.nll_scaled.mean:.3f}",
-    "ECE": lambda row: f"{row.ece_raw.mean:.3f}",
-    "scaled": lambda row: f"{row.ece_scaled.mean:.3f}",
-    "true": lambda row: f"{row.ece_true.mean:.3f}" if row.noise else "",
-    "sens.": _sensitivity,
+COST: Columns = {
     "step": lambda row: f"{row.step_ratio[0]:.2f}x" if row.step_ratio else "",
     "diverged": lambda row: str(row.diverged or ""),
 }
+BESIDE: Mapping[str, Columns] = {
+    "accuracy": {
+        "objective": lambda row: row.label,
+        "NLL": lambda row: _mean(row.nll_scaled),
+        "ECE": lambda row: _mean(row.ece_raw),
+        "scaled": lambda row: _mean(row.ece_scaled),
+        "true": lambda row: _mean(row.ece_true) if row.noise else "",
+        "sens.": lambda row: _mean(row.sensitivity),
+        **COST,
+    },
+    "loss": {
+        "objective": lambda row: row.label,
+        "accuracy %": lambda row: f"{100 * row.accuracy.mean:.1f}",
+        "raw": lambda row: _mean(row.nll_raw),
+        "ECE": lambda row: _mean(row.ece_raw),
+        "scaled": lambda row: _mean(row.ece_scaled),
+        "sens.": lambda row: _mean(row.sensitivity_nll),
+        **COST,
+    },
+}
+"""By the name of the score."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from legato import errors
+from legato.flatness.compressed import TopRecords
 from legato.flatness.records import Records, check_index
 from legato.flatness.storage import Store
 from legato.flatness.trajectory import (
@@ -318,6 +319,8 @@ class SAF(TableTerm):
         store, dtype: of the table, as in `Records`.
         rows: int64, the rows of the training set that this process sees, if not all; the table has these only. The index stays
             the row of the training set.
+        top_k: for many classes, keep only so many of the largest logits of each row, in (lag + 1) (N + 1) (8 top_k + 8) bytes; the other
+            classes share their probability at tau evenly. With top_k = C nothing is lost. dtype is then float32 or float64.
     Raises: LegatoValueError for a number out of range or a table that takes more than half of the free memory.
     Source: Du et al. 2022, arXiv 2205.14083; lam=0.3, tau=5, lag=3, start=5 and the factor tau^2 as in its code.
     """
@@ -335,10 +338,15 @@ class SAF(TableTerm):
         dtype: torch.dtype = torch.float32,
         *,
         rows: Tensor | None = None,
+        top_k: int | None = None,
     ) -> None:
         check_whole("num_samples", num_samples, 1)
-        ramp = Ramp(lam, start, warmup)
-        self.records = Records(num_samples if rows is None else len(rows), num_classes, lag, store=store, dtype=dtype)
+        ramp, kept = Ramp(lam, start, warmup), num_samples if rows is None else len(rows)
+        self.records: Records | TopRecords
+        if top_k is None:
+            self.records = Records(kept, num_classes, lag, store=store, dtype=dtype)
+        else:
+            self.records = TopRecords(kept, num_classes, lag, top_k, tau, store=store, dtype=dtype)
         super().__init__(num_samples, self.records, ramp, tau, rows)
 
 

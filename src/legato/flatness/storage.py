@@ -45,8 +45,8 @@ def check_room(place: Place, needed: int) -> None:
         raise errors.argument(
             "store", expected=f"at most {human(int(share * free))}, {share:.0%} of the free {what} of {place}",
             got=f"{human(needed)} ({needed} bytes)",
-            fix="dtype=torch.float16 halves it, a smaller lag saves a slot an epoch; or keep the records in a file, store='./records.bin', "
-            "divide them among processes with TrajectorySampler, or use MESA, which keeps none",
+            fix="dtype=torch.float16 halves it, top_k=16 keeps a few logits of many, a smaller lag saves a slot an epoch; or keep the "
+            "records in a file, store='./records.bin', divide them among processes with TrajectorySampler, or use MESA, which keeps none",
         )  # fmt: skip
 
 

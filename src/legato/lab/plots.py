@@ -26,8 +26,8 @@ class Interval:
 
 
 def forest(
-    name: str, rows: Sequence[Interval], colours: Mapping[str, str], *, unit: str, alt: str, caption: str = ""
-) -> Figure:
+    name: str, rows: Sequence[Interval], colours: Mapping[str, str], *, unit: str, alt: str, caption: str = "", digits: int = 1
+) -> Figure:  # fmt: skip
     """Differences to the baseline with their intervals; the line at 0 is no difference."""
     ends = [0.0, *(e for r in rows for e in (r.low, r.high) if np.isfinite(e)), *(r.mean for r in rows)]
     margin = 0.08 * (max(ends) - min(ends) or 1.0)
@@ -53,7 +53,7 @@ def forest(
                     [max(row.low, limits[0]), min(row.high, limits[1])], [centre] * 2, color=colour, linewidth=2.6
                 )
                 axes.plot([row.mean], [centre], "o", color=colour, markersize=7)
-                numbers = f"{row.mean:+.1f}  [{row.low:+.1f}, {row.high:+.1f}]"
+                numbers = f"{row.mean:+.{digits}f}  [{row.low:+.{digits}f}, {row.high:+.{digits}f}]"
                 level = centre + 4 if wide else y + 14
                 text.text(4, level, words(row.label), fontsize=drawing.BODY, color=colour)
                 text.text(width - 4, level, numbers, fontsize=drawing.BODY, ha="right")
@@ -88,18 +88,22 @@ def lines(
     logarithmic: bool,
     alt: str,
     caption: str = "",
+    across: int | None = None,
 ) -> Figure:
-    """Small multiples, one a panel, each with its own scale; every line is named at its right end."""
+    """Small multiples, one a panel, each with its own scale; every line is named at its right end.
+
+    At most `across` panels stand side by side, by default all; on a narrow screen they stand below each other.
+    """
 
     def paint(width: int) -> Any:
-        across = len(panels) if width > 500 else 1
-        down = -(-len(panels) // across)
+        columns = min(across or len(panels), len(panels)) if width > 500 else 1
+        down = -(-len(panels) // columns)
         tall, label_space = 250, 118
         page = sheet(width, down * tall + 16)
-        cell = width / across
+        cell = width / columns
         text = overlay(page)
         for place, (title, panel) in enumerate(panels.items()):
-            left, top = (place % across) * cell, (place // across) * tall
+            left, top = (place % columns) * cell, (place // columns) * tall
             axes = box(page, left + 40, top + 30, cell - 40 - label_space, tall - 82)
             low, high, margin = _limits(panel)
             axes.set_ylim(low - margin, high + margin)

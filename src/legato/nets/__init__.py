@@ -3,6 +3,7 @@
 from torch import nn
 
 from legato import errors
+from legato.nets.blocks import blocks
 from legato.nets.convnet import convnet
 from legato.nets.denoiser import MLPDenoiser
 from legato.nets.mlp import mlp
@@ -10,15 +11,15 @@ from legato.nets.own import Factory, own
 from legato.nets.resnet import resnet
 from legato.nets.standardise import Standardise
 
-__all__ = ["MLPDenoiser", "Standardise", "build", "convnet", "mlp", "resnet"]
-NAMED: dict[str, Factory] = {"mlp": mlp, "convnet": convnet, "resnet": resnet}
+__all__ = ["MLPDenoiser", "Standardise", "blocks", "build", "convnet", "mlp", "resnet"]
+NAMED: dict[str, Factory] = {"mlp": mlp, "convnet": convnet, "blocks": blocks, "resnet": resnet}
 
 
 def build(spec: str, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """The network that `spec` names, with torch's usual initialisation, so that `torch.manual_seed` fixes it.
 
     Args:
-        spec: mlp, convnet, resnet, or `pkg.module:factory`, the import path (the current folder counts) of a
+        spec: mlp, convnet, blocks, resnet, or `pkg.module:factory`, the import path (the current folder counts) of a
             `factory(input_shape, num_classes) -> Module`.
         input_shape: shape of one input: (D,) or (C, H, W).
         num_classes: number of logits.

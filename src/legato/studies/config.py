@@ -51,6 +51,8 @@ class LanguageOptions:
     """At which muParam changes nothing."""
     validation_rows: Annotated[int, tyro.conf.arg(metavar="N")] = 128
     """Windows of validation text, and as many of test text."""
+    watch_every: Annotated[int, tyro.conf.arg(metavar="N")] = 50
+    """Steps between readings of attention logits and gradients, for the page, at the chosen learning rates; 0 reads none."""
 
 
 DATA = {"classify": "fashion-mini", "language": "python"}
@@ -104,8 +106,9 @@ class CompareConfig:
     """Random shifts and flips of training images."""
     attack_radius: Number = None
     """Also measure accuracy under attack: the largest change of a pixel, of 0 .. 1. The adversarial objectives train against it."""
-    select_by: Literal["error", "nll", "robust-error"] = "error"
-    """What chooses the learning rate on validation data: the error, the NLL after temperature scaling, or the error under attack. Never the arm's own loss."""
+    select_by: Literal["auto", "error", "nll", "robust-error"] = "auto"
+    """What chooses the learning rate on validation data: the error, the NLL after temperature scaling, or the error under attack. Never the arm's own loss.
+    auto: what the task is judged by, the error for classify and the NLL for language."""
     validation_labels: Literal["noisy", "clean"] = "noisy"
     """Labels of the validation data when label noise is added; you have no clean ones in practice, hence the default."""
     references: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
@@ -154,3 +157,5 @@ class CompareConfig:
     def __post_init__(self) -> None:
         if not self.data:
             object.__setattr__(self, "data", DATA[self.task])
+        if self.select_by == "auto":
+            object.__setattr__(self, "select_by", "nll" if self.task == "language" else "error")

@@ -103,6 +103,8 @@ class LanguageConfig:
     def __post_init__(self) -> None:
         if self.checks < 1 or self.steps < 1 or self.steps % self.checks:
             raise errors.argument("steps", expected=f"a multiple of the {self.checks} checks", got=self.steps)
+        if self.watch_every < 0:
+            raise errors.argument("watch_every", expected="a whole number >= 0", got=self.watch_every)
 
 
 def config_for(text: Text, *, learning_rate: float, seed: int, **settings: Any) -> LanguageConfig:
@@ -285,13 +287,14 @@ def trial(config: LanguageConfig, folder: Path | None = None, *, text: Text | No
     for name in ("test", "noisy_test"):  # no label is corrupted here
         measured |= readings.scores(name, answers, truth, temperature)
     measured["reliability"] = readings.reliability(answers, truth)
-    nll = F.cross_entropy(answers, truth, reduction="none")
+    nll, scaled = (F.cross_entropy(answers / t, truth, reduction="none") for t in (1.0, temperature))
     return Outcome(
         measured,
         {
             "prediction": answers.argmax(1).to(torch.uint8).numpy(),
             "true": truth.to(torch.uint8).numpy(),
             "nll": nll.numpy().astype(np.float32),
+            "nll_scaled": scaled.numpy().astype(np.float32),
         },
     )
 

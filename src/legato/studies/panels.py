@@ -1,7 +1,7 @@
 """What the page of a comparison shows; every part is a plain function of the result."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from legato.lab import palette, plots
 from legato.lab.page import Cell, Figure, Page, Panel, Picture, Table
 from legato.lab.plots import Interval, Line
 from legato.lab.statistics import t_interval
-from legato.studies import examples, objectives
+from legato.studies import examples, objectives, watched
 from legato.studies.classify import CHOSEN, TrialConfig
 from legato.studies.language import LanguageConfig
 from legato.studies.plan import Plan
@@ -26,6 +26,7 @@ def compare_page(result: Result) -> Page:
     panels = [
         _profiles(result, colours),
         _curves(result, colours),
+        watched.panel(result, colours),
         _choices(result),
         _calibration(result, colours),
         _classes(result) if result.about["class_names"] else None,
@@ -47,13 +48,14 @@ def _label(arm: str) -> str:
 
 
 def _forest(result: Result, colours: dict[str, str]) -> Figure | None:
+    score = result.plan.judged_by
     rows = [
         Interval(
-            condition(row.noise),
+            condition(row.noise, score),
             row.arm,
             row.label,
             *(
-                100 * v
+                score.scale * v
                 for v in (row.difference.difference.mean, row.difference.difference.low, row.difference.difference.high)
             ),
         )
@@ -63,7 +65,7 @@ def _forest(result: Result, colours: dict[str, str]) -> Figure | None:
     if not rows:
         return None
     base = _label(result.plan.baseline)
-    return plots.forest("difference", rows, colours, unit=f"points of test accuracy more than {base}", alt=result.verdict,
+    return plots.forest("difference", rows, colours, unit=f"{score.margin} {base}", alt=result.verdict, digits=score.digits,
                         caption=f"Paired over {len(result.plan.seeds)} seeds; the line at 0 is no difference to {base}.")  # fmt: skip
 
 
@@ -78,58 +80,61 @@ def _band(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.
 
 def _profiles(result: Result, colours: dict[str, str]) -> Panel | None:
     plan = result.plan
+    score = plan.judged_by
     if plan.fixed_rates or len(plan.learning_rates) < 2:
         return None
 
     def line(noise: float, arm: str) -> Line:
-        accuracy = np.array(
+        stored = np.array(
             [
-                [
-                    100 * (1 - result.metrics(plan.trial(noise, arm, r, s))["validation_error"])
-                    for r in plan.learning_rates
-                ]
+                [result.metrics(plan.trial(noise, arm, r, s))[f"validation_{score.key}"] for r in plan.learning_rates]
                 for s in plan.seeds
             ]
         )
-        return Line(arm, _label(arm), plan.learning_rates, *_band(accuracy), marked=result.summary.rates[noise, arm])
+        shown = score.scale * score.value(stored)
+        return Line(arm, _label(arm), plan.learning_rates, *_band(shown), marked=result.summary.rates[noise, arm])
 
-    figure = plots.lines("learning-rates", {condition(n): [line(n, a) for a in plan.arms] for n in plan.label_noise}, colours, xlabel="learning rate",
-                         logarithmic=True, alt="Validation accuracy against learning rate for each objective")  # fmt: skip
+    figure = plots.lines("learning-rates", _by_noise(plan, line), colours, xlabel="learning rate",
+                         logarithmic=True, alt=f"Validation {score.name} against learning rate for each objective")  # fmt: skip
     return Panel(
         "Does the learning rate matter?",
-        "Validation accuracy in percent at every rate that was tried; the dot is the rate that was chosen.",
+        f"Validation {score.told} at every rate that was tried; the dot is the rate that was chosen.",
         (figure,),
     )
+
+
+def _by_noise(plan: Plan, line: Callable[[float, str], Line]) -> dict[str, list[Line]]:
+    """One small multiple for each level of label noise, with a line for each arm."""
+    return {condition(noise, plan.judged_by): [line(noise, arm) for arm in plan.arms] for noise in plan.label_noise}
 
 
 def _curves(result: Result, colours: dict[str, str]) -> Panel:
-    plan = result.plan
+    plan, score = result.plan, result.plan.judged_by
 
     def line(noise: float, arm: str) -> Line:
         curves = [  # a run that diverged in its first epoch has none
-            result.metrics(config)["curves"].get("validation_error", [None]) for config in result.readings(noise, arm)
+            result.metrics(config)["curves"].get(score.curve, [None]) for config in result.readings(noise, arm)
         ]
-        epochs = max(len(curve) for curve in curves)
-        table = np.array(
-            [
-                [100 * (1 - (value if value is not None else 1.0)) for value in curve + [None] * (epochs - len(curve))]
-                for curve in curves
-            ]
-        )
-        return Line(arm, _label(arm), list(range(1, epochs + 1)), *_band(table))
+        checks = max(len(curve) for curve in curves)
+        whole = [curve + [None] * (checks - len(curve)) for curve in curves]
+        stored = np.array([[score.lost if value is None else value for value in curve] for curve in whole])
+        return Line(arm, _label(arm), list(range(1, checks + 1)), *_band(score.scale * score.value(stored)))
 
-    figure = plots.lines("learning-curves", {condition(n): [line(n, a) for a in plan.arms] for n in plan.label_noise}, colours, xlabel="epoch",
-                         logarithmic=False, alt="Validation accuracy after each epoch for each objective")  # fmt: skip
-    labels = (
-        "corrupted like the training labels"
-        if any(plan.label_noise) and isinstance(plan.setting, TrialConfig) and plan.setting.validation_labels == "noisy"
-        else "as they are"
-    )
+    figure = plots.lines("learning-curves", _by_noise(plan, line), colours, xlabel=score.check,
+                         logarithmic=False, alt=f"Validation {score.name} after each {score.check} for each objective")  # fmt: skip
     return Panel(
         "How does it learn?",
-        f"Validation accuracy in percent at the chosen rate, mean and 95% interval over seeds. Validation labels are {labels}.",
+        f"Validation {score.told} at the chosen rate, mean and 95% interval over seeds. {_validation_words(plan)}",
         (figure,),
     )
+
+
+def _validation_words(plan: Plan) -> str:
+    """A sentence on the validation data."""
+    if not isinstance(plan.setting, TrialConfig):
+        return "Without temperature; a run that is lost counts as a guess."
+    noisy = any(plan.label_noise) and plan.setting.validation_labels == "noisy"
+    return f"Validation labels are {'corrupted like the training labels' if noisy else 'as they are'}."
 
 
 def _choices(result: Result) -> Panel | None:
@@ -170,20 +175,20 @@ def _shares(result: Result, noise: float, arm: str) -> dict[str, NDArray[np.floa
 
 
 def _calibration(result: Result, colours: dict[str, str]) -> Panel:
-    plan = result.plan
+    plan, score = result.plan, result.plan.judged_by
     figures = tuple(
         plots.reliability(
             f"reliability-{place}",
             {_label(arm): (arm, *_bins(result, noise, arm)) for arm in plan.arms},
             colours,
-            alt=f"Accuracy against confidence for each objective, {condition(noise)}",
-            caption=_capital(condition(noise)),
+            alt=f"Accuracy against confidence for each objective, {condition(noise, score)}",
+            caption=_capital(condition(noise, score)),
         )
         for place, noise in enumerate(plan.label_noise)
     )
     return Panel(
         "Can its probabilities be believed?",
-        "Accuracy against confidence, raw, on test labels with the noise of training. Below the diagonal is overconfident.",
+        f"Accuracy against confidence, raw, on {score.truth}. Below the diagonal is overconfident.",
         figures,
     )
 
@@ -292,7 +297,7 @@ def _training(plan: Plan) -> tuple[tuple[str, str], ...]:
         return (
             ("model", f"{setting.model}, {setting.heads} heads, {normed} qk-layernorm, on windows of {setting.length} bytes; rows above are bytes"),
             ("training", f"{setting.steps} steps of {setting.batch_size} windows, {setting.optimizer}, {setting.decay} weight decay {setting.weight_decay:g}, warm-up over {setting.warmup:.0%}, cosine schedule"),
-            ("measured on", f"{setting.validation_rows} windows of validation text and as many of test text; accuracy is the share of next bytes that are foretold"),
+            ("measured on", f"{setting.validation_rows} windows of validation text and as many of test text; the loss is cross-entropy at a temperature that was fitted on validation text, raw where a table says so; accuracy is the share of next bytes that are foretold"),
             ("seeds", f"{plan.seeds[0]} to {plan.seeds[-1]}; each has its own initial weights and batches, equal for all objectives"),
         )  # fmt: skip
     return (

@@ -13,7 +13,8 @@ from legato.studies.classify import TrialConfig
 from legato.studies.cost import CostConfig
 from legato.studies.language import LanguageConfig
 from legato.studies.references import ReferenceConfig
-from legato.studies.tasks import Setting
+from legato.studies.score import Score
+from legato.studies.tasks import Setting, task_of
 
 AnyConfig: TypeAlias = Setting | CostConfig | ReferenceConfig
 Results: TypeAlias = Mapping[AnyConfig, Mapping[str, Any]]
@@ -47,11 +48,16 @@ class Plan:
         """The arm that all others are compared with."""
         return self.arms[0]
 
+    @property
+    def judged_by(self) -> Score:
+        """What the arms are ranked by."""
+        return task_of(self.setting).score
+
     def trial(self, noise: float, arm: str, rate: float, seed: int, *, reads_test: bool = False) -> Setting:
         """The config of one cell of the grid."""
         cell = replace(self.setting, objective=arm, learning_rate=rate, seed=seed, reads_test=reads_test)
-        if isinstance(cell, LanguageConfig):
-            return cell
+        if isinstance(cell, LanguageConfig):  # the page shows what was watched at the chosen rates alone
+            return cell if reads_test else replace(cell, watch_every=0)
         keeps_model = cell.keeps_model and reads_test and seed == self.seeds[0]
         return replace(cell, label_noise=noise, keeps_model=keeps_model)
 

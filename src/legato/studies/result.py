@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from legato import errors
 from legato.lab.pack import Results, open_results
+from legato.lab.statistics import Estimate
 from legato.lab.trial import Record
 from legato.studies import objectives, summary
 from legato.studies.methods import Context
@@ -107,8 +108,8 @@ class Result:
         return self.best_at(self.plan.label_noise[0])
 
     def table(self) -> list[dict[str, Any]]:
-        """One plain dict a row, ready for `pandas.DataFrame`."""
-        return [_plain(row) for row in self.summary.rows]
+        """One plain dict a row, ready for `pandas.DataFrame`; `difference` is above 0 where an objective is better than the baseline."""
+        return [_plain(row, self.plan.judged_by.name) for row in self.summary.rows]
 
     def page(self) -> Path:
         """Draw the page from the store and return its path."""
@@ -123,7 +124,8 @@ class Result:
         if len({self.best_at(noise).python for noise in self.plan.label_noise}) == 1:
             return self.best.python
         return "\n\n".join(
-            f"# {summary.condition(noise)}\n{self.best_at(noise).python}" for noise in self.plan.label_noise
+            f"# {summary.condition(noise, self.plan.judged_by)}\n{self.best_at(noise).python}"
+            for noise in self.plan.label_noise
         )
 
     def __str__(self) -> str:
@@ -163,15 +165,14 @@ def page_folder(path: Path) -> Path:
     return path.with_name(path.name.partition(".")[0]) if path.is_file() else path
 
 
-def _plain(row: ArmRow) -> dict[str, Any]:
+def _plain(row: ArmRow, score: str) -> dict[str, Any]:
     difference = row.difference.difference if row.difference else None
     return {
         "objective": row.arm,
         "label_noise": row.noise,
         "learning_rate": row.learning_rate,
-        "accuracy": row.accuracy.mean,
-        "accuracy_low": row.accuracy.low,
-        "accuracy_high": row.accuracy.high,
+        **_interval(score, row.value),
+        **_interval("accuracy", row.accuracy),
         "difference": difference.mean if difference else 0.0,
         "difference_low": difference.low if difference else 0.0,
         "difference_high": difference.high if difference else 0.0,
@@ -185,3 +186,7 @@ def _plain(row: ArmRow) -> dict[str, Any]:
         "step_time_ratio": row.step_ratio[0] if row.step_ratio else None,
         "diverged": row.diverged,
     }
+
+
+def _interval(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

@@ -21,6 +21,7 @@ from legato.lab.store import Store
 from legato.lab.trial import Record
 from legato.studies import (
     adversarial,
+    ast,
     comp_sum,
     compare,
     ensloss,
@@ -54,6 +55,7 @@ STUDIES: Mapping[str, Spec | Experiment] = {
     "online": online.EXPERIMENT,
     "selector": selector.EXPERIMENT,
     "smooth-diffusion": smooth_diffusion.EXPERIMENT,
+    "ast": ast.EXPERIMENT,
 }
 
 

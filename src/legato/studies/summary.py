@@ -11,6 +11,7 @@ from legato.lab.statistics import Comparison, Estimate
 from legato.stability.sensitivity import lr_sensitivity
 from legato.studies import objectives
 from legato.studies.plan import Plan, Rates, Results
+from legato.studies.score import ACCURACY, Score
 from legato.studies.tasks import Setting
 
 ReadArrays = Callable[[Setting], dict[str, NDArray[np.generic]]]
@@ -26,11 +27,14 @@ class ArmRow:
     tried: int
     """Learning rates tried; 0 when the rate was chosen earlier on other seeds."""
     diverged: int
+    value: Estimate
+    """What the arms are ranked by, in its own unit."""
     accuracy: Estimate
     difference: Comparison | None
-    """Accuracy minus the baseline's, paired over seeds; None for the baseline."""
+    """By how much that value is better than the baseline's, paired over seeds; None for the baseline."""
     over_items: Estimate | None
     """The same difference with seeds and test items drawn again."""
+    nll_raw: Estimate
     nll_scaled: Estimate
     """Against labels with the noise of training, as the temperature was fitted on such."""
     ece_raw: Estimate
@@ -80,7 +84,7 @@ class Summary:
         """The arm that beats the baseline by most; the baseline itself when none is sure to beat it."""
         baseline, *others = self.at(noise)
         better = [row for row in others if row.difference and row.difference.verdict == "shows"]
-        return max(better, key=lambda row: row.accuracy.mean, default=baseline)
+        return max(better, key=lambda row: self.plan.judged_by.sign * row.value.mean, default=baseline)
 
 
 def summarise(plan: Plan, results: Results, arrays: ReadArrays) -> Summary:
@@ -104,10 +108,12 @@ def _rows(plan: Plan, results: Results, arrays: ReadArrays, rates: Rates, noise:
     readings = {
         arm: [plan.trial(noise, arm, rates[noise, arm], s, reads_test=True) for s in plan.seeds] for arm in plan.arms
     }
-    accuracy = {arm: 1 - _column(results, configs, "test_error") for arm, configs in readings.items()}
-    others = {arm: accuracy[arm] for arm in plan.arms[1:]}
-    compared = {row.arm: row for row in statistics.compare_arms(accuracy[plan.baseline], others)} if others else {}
-    correct = {arm: _correct(arrays, configs) for arm, configs in readings.items()}
+    score = plan.judged_by
+    values = {arm: score.value(_column(results, configs, f"test_{score.key}")) for arm, configs in readings.items()}
+    merits = {arm: score.sign * found for arm, found in values.items()}
+    others = {arm: merits[arm] for arm in plan.arms[1:]}
+    compared = {row.arm: row for row in statistics.compare_arms(merits[plan.baseline], others)} if others else {}
+    items = {arm: score.sign * _items(score, arrays, configs) for arm, configs in readings.items()}
     ratio = results[plan.cost()]["ratio"] if plan.cost() in results else {}
     return [
         ArmRow(
@@ -116,9 +122,11 @@ def _rows(plan: Plan, results: Results, arrays: ReadArrays, rates: Rates, noise:
             learning_rate=rates[noise, arm],
             tried=0 if plan.fixed_rates else len(plan.learning_rates),
             diverged=sum(results[c]["diverged"] is not None for c in (*_tuning(plan, noise, arm), *configs)),
-            accuracy=statistics.t_interval(accuracy[arm]),
+            value=statistics.t_interval(values[arm]),
+            accuracy=statistics.t_interval(1 - _column(results, configs, "test_error")),
             difference=compared.get(arm),
-            over_items=statistics.two_way_bootstrap(correct[arm] - correct[plan.baseline]) if arm in compared else None,
+            over_items=statistics.two_way_bootstrap(items[arm] - items[plan.baseline]) if arm in compared else None,
+            nll_raw=statistics.t_interval(_column(results, configs, "noisy_test_nll")),
             nll_scaled=statistics.t_interval(_column(results, configs, "noisy_test_nll_scaled")),
             ece_raw=statistics.t_interval(_column(results, configs, "noisy_test_ece")),
             ece_scaled=statistics.t_interval(_column(results, configs, "noisy_test_ece_scaled")),
@@ -145,10 +153,9 @@ def _robust(results: Results, configs: Sequence[Setting]) -> Estimate | None:
     return statistics.t_interval(1 - _column(results, configs, "test_robust_error"))
 
 
-def _correct(arrays: ReadArrays, configs: Sequence[Setting]) -> NDArray[np.float64]:
-    """[S, N]: 1 where the prediction is the true label."""
-    tables = [arrays(config) for config in configs]
-    return np.stack([(t["prediction"] == t["true"]).astype(np.float64) for t in tables])
+def _items(score: Score, arrays: ReadArrays, configs: Sequence[Setting]) -> NDArray[np.float64]:
+    """[S, N] the score of each test item."""
+    return np.stack([score.items(arrays(config)) for config in configs])
 
 
 def _tuning(plan: Plan, noise: float, arm: str) -> list[Setting]:
@@ -169,7 +176,7 @@ def _sensitivity(plan: Plan, results: Results, noise: float, arm: str, key: str)
 def verdict(summary: Summary, name: str) -> str:
     """One paragraph. Its first sentence gives the result at every level of label noise, whichever way it came out."""
     plan = summary.plan
-    clauses = [f"{condition(noise)} {_outcome(summary, noise)}" for noise in plan.label_noise]
+    clauses = [f"{condition(noise, plan.judged_by)} {_outcome(summary, noise)}" for noise in plan.label_noise]
     first = "; ".join(clauses)
     tuned = (
         "learning rates as chosen before on other seeds"
@@ -195,30 +202,32 @@ def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def condition(noise: float) -> str:
+def condition(noise: float, score: Score = ACCURACY) -> str:
     """The words for a level of label noise."""
-    return f"with {noise:.0%} of the training labels corrupted" if noise else "on the labels as they are"
+    return f"with {noise:.0%} of the training labels corrupted" if noise else score.clean
 
 
 def _outcome(summary: Summary, noise: float) -> str:
     baseline, *others = summary.at(noise)
+    score = summary.plan.judged_by
     if not others:
-        return f"{baseline.label} reaches {baseline.accuracy.text(100, 1)} % accuracy"
+        return f"{baseline.label} reaches {score.text(baseline.value)} {score.reached}"
     better = [row for row in others if row.difference and row.difference.difference.low > 0]
     worse = [row for row in others if row.difference and row.difference.difference.high < 0]
-    parts = [f"{row.label} beats {baseline.label} by {_points(row)}" for row in better]
-    parts += [f"{row.label} loses to {baseline.label} by {_points(row, -1)}" for row in worse]
+    parts = [f"{row.label} beats {baseline.label} by {_gain(score, row)}" for row in better]
+    parts += [f"{row.label} loses to {baseline.label} by {_gain(score, row, -1)}" for row in worse]
     undecided = [row for row in others if row not in better and row not in worse]
     if undecided and not parts:
-        listed = ", ".join(f"{row.label} {_points(row, signed=True)}" for row in undecided)
+        listed = ", ".join(f"{row.label} {_gain(score, row, signed=True)}" for row in undecided)
         return f"no difference to {baseline.label} can be told from chance ({listed})"
     if undecided:
         parts.append("the rest is undecided" if len(undecided) == 1 else "the rest are undecided")
     return ", ".join(parts)
 
 
-def _points(row: ArmRow, sign: int = 1, signed: bool = False) -> str:
+def _gain(score: Score, row: ArmRow, sign: int = 1, signed: bool = False) -> str:
     assert row.difference is not None  # only called for arms that were compared
     d = row.difference.difference
-    mean, low, high = 100 * sign * d.mean, *sorted((100 * sign * d.low, 100 * sign * d.high))
-    return f"{mean:{'+' if signed else ''}.1f} points [{low:.1f}, {high:.1f}]"
+    scale, digits = score.scale * sign, score.digits
+    mean, low, high = scale * d.mean, *sorted((scale * d.low, scale * d.high))
+    return f"{mean:{'+' if signed else ''}.{digits}f} {score.unit} [{low:.{digits}f}, {high:.{digits}f}]"

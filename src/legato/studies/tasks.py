@@ -18,6 +18,7 @@ from legato.studies.config import CompareConfig, LanguageOptions
 from legato.studies.language import LanguageConfig
 from legato.studies.methods import Context
 from legato.studies.prepared import Source, prepare
+from legato.studies.score import ACCURACY, LOSS, Score
 from legato.training import Batch, Objective
 
 Setting: TypeAlias = TrialConfig | LanguageConfig
@@ -57,6 +58,8 @@ class Task:
     """What the store keeps of the data: names of the classes, rows, provenance."""
     test_bytes: Callable[[Any, Any], int]
     """What one test reading takes on the disk."""
+    score: Score
+    """What its arms are ranked by."""
 
 
 def task_of(setting: Setting) -> Task:
@@ -199,17 +202,23 @@ def _text_facts(text: Text) -> dict[str, Any]:
     return {"class_names": [], "rows": rows, "provenance": asdict(text.provenance)}
 
 
+def _language_bytes(text: Text, setting: LanguageConfig) -> int:
+    """Of the answers, and of what is watched: about 3 kB a block and reading."""
+    watched = setting.steps // setting.watch_every + 1 if setting.watch_every else 0
+    return 10 * setting.validation_rows * setting.length + 3000 * setting.depth * watched
+
+
 TASKS: Mapping[str, Task] = {
     "classify": Task(
         {"sgd": (0.005, 0.02, 0.08, 0.32), "adamw": (0.0001, 0.0004, 0.0016, 0.0064)},
         _load_splits, _classify_setting, _check_classify, _classify_trial,
         lambda setting: (replace(setting, epochs=1), setting.epochs),
-        _classify_parts, _split_facts, lambda splits, setting: len(splits.test) * (2 * splits.num_classes + 10),
+        _classify_parts, _split_facts, lambda splits, setting: len(splits.test) * (2 * splits.num_classes + 10), ACCURACY,
     ),
     "language": Task(
         dict.fromkeys(("adamw", "muon"), (0.001, 0.003, 0.01, 0.03, 0.1)),
         _load_text, _language_setting, _check_language, _language_trial,
         lambda setting: (replace(setting, steps=setting.steps // setting.checks, checks=1), setting.checks),
-        _language_parts, _text_facts, lambda text, setting: 6 * setting.validation_rows * setting.length,
+        _language_parts, _text_facts, _language_bytes, LOSS,
     ),
 }  # fmt: skip
