@@ -106,7 +106,7 @@ def test_the_object_is_the_function_times_its_weight():
 )
 def test_a_detector_without_a_gradient_is_an_error(detector):
     schedule, x, target, t, x0 = sample()
-    with pytest.raises(LegatoValueError, match="silent constant.*ConditionPreference"):
+    with pytest.raises(LegatoValueError, match=r"silent constant.*ConditionPreference"):
         consistency_loss(schedule, x, target.requires_grad_(), t, x0, detector)
     with torch.no_grad():  # to look at the reward it need not have one
         assert consistency_loss(schedule, x, target, t, x0, detector).isfinite()

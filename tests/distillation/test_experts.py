@@ -99,7 +99,9 @@ def test_the_penalty_acts_and_the_weight_counts():
         recipe = Recipe(epochs=4, batch_size=16, gradient_penalty=form, penalty_weight=1.0)
         expert = train(recipe)
         flat, x = FlatModel(net()), rows()[0]
-        found[form] = [float(gradient_penalty(lambda z, t=e.final, f=flat: f(t, z), x, form)) for e in (expert, plain)]
+        found[form] = [
+            float(gradient_penalty(lambda z, t=e.final, f=flat: f(t, z), x, form).detach()) for e in (expert, plain)
+        ]
     assert all(with_it < without for with_it, without in found.values())
 
 

@@ -80,6 +80,7 @@ def test_the_verdict_says_what_was_measured():
     assert "1 a class reach 81.0% of test rows" in words
     assert "Better than random: shows, 20.0" in words
     assert "better than k-means: does not show, -10.3" in words
+    assert distil_page.table({"random": graded(0.9, 1.0)}).rows[0][1].text.endswith(", 100.0]")
     a = ((0.81 - 0.61) - (0.99 - 0.81)) / 2
     assert f"score {(np.exp(a) - np.exp(-1)) / (np.e - np.exp(-1)):.2f}" in words
     unsure = by_hand(scores=[graded(0.8, 0.6, 0.7), *[graded(0.6, 0.8, 0.6)] * 4])

@@ -25,7 +25,7 @@ from legato.diffusion import (
 )
 from legato.diffusion.lora import add_lora
 
-SHAPE = (16, 4, 16, 16)
+SHAPE = (4, 4, 16, 16)
 """Of the samples of a step."""
 TEXT = (8, 32)
 """Tokens and width of the text."""
