@@ -18,7 +18,8 @@ ROOMS: Mapping[str, Callable[[Path | None], Sequence[Case | ProductCase]]] = {
     "flatness": lambda official: [*flatness.cases(official), *flatness_spectrum.cases()],
     "online": online.cases,
     "stability": stability.cases,
-    "smooth": smooth.cases, "distillation": distillation.cases,
+    "smooth": smooth.cases,
+    "distillation": distillation.cases,
     "cpo": cpo.cases,
 }
 
