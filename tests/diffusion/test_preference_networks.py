@@ -198,6 +198,10 @@ def test_references_that_are_none():
     with pytest.raises(LegatoValueError, match=r"network with adapters.*frozen copy"):
         ControlledUNet(base, net)(x, t, controls, text, reference=True)
     add_lora(net, 2, TARGETS)
+    net.conv_in.requires_grad_(True)
+    with pytest.raises(LegatoValueError, match=r"conv_in\.weight and 1 others.*move both"):
+        ControlledUNet(base, net)(x, t, controls, text, reference=True)
+    net.conv_in.requires_grad_(False)
     for module in net.modules():
         if hasattr(module, "lora_A"):
             module.merge()

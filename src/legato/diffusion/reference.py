@@ -15,7 +15,7 @@ def adapters_off(model: nn.Module) -> Iterator[int]:
     """Within, the adapters of `model` do nothing, so it is the network that they were added to; gives how many layers have some.
 
     What is trainable is the same afterwards. Put the pass within under `torch.no_grad()`.
-    Raises: LegatoValueError for a model without adapters, and for adapters that are merged into the weights.
+    Raises: LegatoValueError for a model without adapters, adapters that are merged into the weights, and other weights that are trainable.
     """
     layers: list[Any] = []
     if any(".lora_" in name for name, _ in model.named_parameters()):
@@ -30,6 +30,12 @@ def adapters_off(model: nn.Module) -> Iterator[int]:
         raise errors.argument(
             "reference", expected="adapters beside the weights", got="adapters that are merged into them",
             fix="unmerge them: the network that they were added to is gone otherwise",
+        )  # fmt: skip
+    others = [name for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name]
+    if others:
+        raise errors.argument(
+            "reference", expected="a network of which only adapters are trained", got=f"{others[0]} and {len(others) - 1} others that are trained too",
+            fix="freeze them, or give a frozen copy of the network as reference: they would move both",
         )  # fmt: skip
     active = [layer for layer in layers if not layer.disable_adapters]
     trainable = [(p, p.requires_grad) for layer in active for p in layer.parameters()]
