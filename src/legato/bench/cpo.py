@@ -59,14 +59,14 @@ class TrainingStep:
         self.optimizer = torch.optim.AdamW(self.trainable, lr=1e-5)
 
     def __call__(self) -> None:
-        """One step."""
-        self.optimizer.zero_grad(set_to_none=True)
+        """One step, which ends with the gradients freed, so that its peak has them."""
         self.loss().backward()
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
 
 def held_and_peak_bytes(step: Step) -> int:
-    """The weights that a `TrainingStep` holds, all copies, and what a step takes beyond them at its peak."""
+    """The weights that a `TrainingStep` holds, all copies, and what a step takes at its peak; Adam's moments aside."""
     assert isinstance(step, TrainingStep)
     return sum(p.numel() * p.element_size() for p in step.model.parameters()) + peak_bytes(step)
 
