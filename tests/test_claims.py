@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from legato.lab import claims
+from legato.lab.claims import Claim, Judged
+from legato.lab.statistics import Estimate
 from legato.studies.study import STUDIES
 
 ALL = claims.load(Path(str(files("legato.studies") / "claims.toml")))
@@ -33,3 +35,14 @@ def test_a_claim_has_a_study_of_its_paper_or_a_reason(claim):
         assert claim.reason
         assert not claim.reason.endswith(".")  # the page makes a sentence of it
         assert not (claim.arm or claim.baseline or claim.part)  # what is not tested names no contrast
+
+
+@pytest.mark.parametrize(
+    ("unit", "told", "needed"), [("points", "3.0 [1.0, 5.0]", "2"), ("nats", "0.03 [0.01, 0.05] nats", "0.02")]
+)
+def test_a_difference_is_told_in_the_unit_of_its_claim(unit, told, needed):
+    """Metrics are stored in their own unit: a point is a hundredth of it, anything else is shown as it is."""
+    claim = Claim("a", "0000.00000", "words", study="any", unit=unit, minimal_effect=0.02)
+    judged = Judged(claim, "undecided", Estimate(0.03, 0.01, 0.05, 10))
+    assert (judged.told, judged.needed) == (told, needed)
+    assert Judged(claim, "not tested here").told == Judged(claim, "not tested here").needed == ""
