@@ -80,7 +80,7 @@ class Study:
     """
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
-    """adversarial, ast, comp-sum, ensloss, online, proxies, saf, selector or smooth-diffusion; all for one after the other."""
+    """adversarial, ast, comp-sum, ensloss, online, proxies, saf, selector, smooth-diffusion or suspects; all for one after the other."""
     smoke: bool = False
     """Seconds: does everything run? No verdict."""
     confirm: bool = False

@@ -35,6 +35,7 @@ from legato.studies import (
     selector,
     smooth_diffusion,
     study_page,
+    suspects,
     sweep,
     verdicts,
 )
@@ -51,6 +52,7 @@ STUDIES: Mapping[str, Spec | Experiment] = {
     "ensloss": ensloss.SPEC,
     "adversarial": adversarial.SPEC,
     "saf": saf.SPEC,
+    "suspects": suspects.EXPERIMENT,
     "proxies": proxies.EXPERIMENT,
     "online": online.EXPERIMENT,
     "selector": selector.EXPERIMENT,
