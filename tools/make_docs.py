@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from legato.bench import ROOMS, Bar, bars
-from legato.lab.claims import Judged
+from legato.lab.claims import WORDS, Judged
 from legato.lab.pack import open_results
 from legato.studies import study
 from legato.studies.study import STUDIES
@@ -25,12 +27,37 @@ The tables are drawn from the packed results in `docs/evidence` by `python tools
 
 def evidence() -> str:
     """The page of verdicts."""
-    return "\n".join([HEAD, *(_section(path) for path in sorted((DOCS / "evidence").glob("*.jsonl.xz")))])
+    judged = {path: study.judge(path) for path in sorted((DOCS / "evidence").glob("*.jsonl.xz"))}
+    return "\n".join([HEAD, _overview(judged), *(_section(path, claims) for path, claims in judged.items())])
 
 
-def _section(path: Path) -> str:
-    name = path.name.partition(".")[0]
-    judged = study.judge(path)
+def _overview(judged: Mapping[Path, Sequence[Judged]]) -> str:
+    """How many claims of each study got which verdict."""
+    counted = {_name(path): Counter(claim.verdict for claim in claims) for path, claims in judged.items()}
+    rows = [
+        (
+            f"[{STUDIES[name].title}](#{_anchor(STUDIES[name].title)})",
+            STUDIES[name].paper,
+            *(str(counts[word]) for word in WORDS),
+        )
+        for name, counts in counted.items()
+    ]
+    sums = ("all together", "", *(str(sum(counts[word] for counts in counted.values())) for word in WORDS))
+    head = ("study", "arXiv", *WORDS)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows, sums)) + "\n"
+
+
+def _anchor(title: str) -> str:
+    """What Markdown calls a heading in links."""
+    return "".join(letter for letter in title.lower().replace(" ", "-") if letter.isalnum() or letter == "-")
+
+
+def _name(path: Path) -> str:
+    return path.name.partition(".")[0]
+
+
+def _section(path: Path, judged: Sequence[Judged]) -> str:
+    name = _name(path)
     spec, about = STUDIES[name], open_results(path).read_environment()
     rows = "\n".join(_row(claim) for claim in judged)
     return f"""
